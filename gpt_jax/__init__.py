@@ -1,0 +1,22 @@
+"""gpt_jax: the GPT family in JAX/Flax, from pretraining to conversation.
+
+The functions that notebooks and other programs use stand here; everything else is reached through
+`python -m gpt_jax.main --config=configs/NAME.py`.
+"""
+
+__version__ = "0.1.0"
+
+
+def run(config, workdir):
+    """Does what `python -m gpt_jax.main` does: runs the experiment that `config` describes, in `workdir`.
+
+    Args:
+      config: an `ml_collections.ConfigDict` as the files in configs/ return it.
+      workdir: the folder that takes metrics, checkpoints and the report; started again on it, a run goes on.
+
+    Raises:
+      gpt_jax.errors.UserError: for everything that the caller can mend.
+    """
+    from gpt_jax.main import run as run_experiment  # imported here: `import gpt_jax` alone stays quick
+
+    return run_experiment(config, workdir)

@@ -1,0 +1,102 @@
+"""Experiment configs: what stands behind the colon, the workdir's record of a config, and what differs."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gpt_jax.disk import write_atomically
+from gpt_jax.errors import UserError
+
+# Fields that change neither the numbers nor their order: a run may go on with others than it began with.
+FREE_TO_CHANGE = ("mesh.", "checkpoint.", "report.", "data.cache_dir", "data.prefetch")
+
+
+def parse_argument(argument: str | None, *, presets: Mapping[str, Any] | list[str], fields: Mapping[str, type]):
+    """Splits what follows the colon of `--config=FILE:ARGUMENT`: a preset, then key=value pairs.
+
+    Args:
+      argument: for example `gpt2-small,batch=32,steps=1000`; None or empty: the first preset, no pairs.
+      presets: the names that may stand first.
+      fields: the keys a config takes, with the type of their value.
+
+    Returns:
+      (preset, {key: value})
+
+    Raises:
+      UserError: for an unknown preset or key, or a value of another type.
+    """
+    names = list(presets)
+    words = [word.strip() for word in (argument or "").split(",") if word.strip()]
+    preset = words.pop(0) if words and "=" not in words[0] else names[0]
+    if preset not in names:
+        raise UserError(f"--config: no preset {preset!r}.{_nearest(preset, names)} There are: {', '.join(names)}.")
+    values = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key not in fields:
+            raise UserError(
+                f"--config: {word!r} behind the preset.{_nearest(key, fields)} Expected "
+                f"{', '.join(f'{name}={kind.__name__}' for name, kind in fields.items())}; "
+                "any other field is set by --config.FIELD=VALUE."
+            )
+        try:
+            values[key] = fields[key](text)
+        except ValueError:
+            raise UserError(f"--config: {word!r}: expected {key}={fields[key].__name__}.") from None
+    return preset, values
+
+
+def _nearest(name: str, names) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as {"model.num_layers": 4, ...}."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain JSON values, the same after a round trip through a file."""
+    return json.loads(config.to_json())
+
+
+def record(workdir: Path, name: str, current: dict[str, Any], *, what: str, free: tuple[str, ...] = ()) -> None:
+    """Writes `current` as workdir/name, or holds it against what an earlier start of this run wrote there.
+
+    Raises:
+      UserError: when a field differs that is not free to change; the message lists them all.
+    """
+    path = workdir / name
+    if path.exists():
+        try:
+            earlier = flatten(json.loads(path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not whole JSON ({error}): restore it, or use another --workdir.") from None
+        now = flatten(current)
+        differ = [
+            f"  {field}: {earlier.get(field)!r} there, {now.get(field)!r} here"
+            for field in sorted(earlier.keys() | now.keys())
+            if earlier.get(field) != now.get(field) and not field.startswith(free)
+        ]
+        if differ:
+            raise UserError(
+                f"{workdir} holds a run with another {what}:\n" + "\n".join(differ) + "\n"
+                "Use another --workdir for a new run, or set these back to go on with the old one."
+            )
+    write_json(path, current)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON in one move: a kill leaves the old file or the new one, never half of one."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

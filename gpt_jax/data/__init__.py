@@ -1,0 +1,1 @@
+"""Text and examples to token windows to global batches."""

@@ -1,0 +1,1 @@
+"""Using a model: sampling from it, scoring texts with it."""

@@ -1,0 +1,91 @@
+"""The one entry: reads --config, starts the runtime, hands over to the run that the config names.
+
+python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]
+"""
+
+import importlib
+import signal
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gpt_jax.errors import Interrupted, UserError
+
+USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]"
+
+
+def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
+    """The config with its overrides, and the workdir.
+
+    Raises:
+      UserError: for flags, files and values that are not as expected.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", help_string=f"The experiment. {USAGE}", flag_values=values, lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/CONFIG-PRESET/.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
+    chosen = next((word.split("=", 1)[1] for word in argv[1:] if word.lstrip("-").startswith("config=")), None)
+    try:
+        if chosen is not None and not Path(chosen.partition(":")[0]).is_file():
+            shipped = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py"))) or "none here"
+            raise UserError(f"--config={chosen}: no file {chosen.partition(':')[0]}. In configs/: {shipped}.")
+        positional = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}\nUsage: {USAGE}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ml_collections speaks of an override it cannot place or convert through these; what the config file itself
+        # raises is a bug of that file, and keeps its traceback.
+        if not any(word.lstrip("-").startswith("config.") for word in argv[1:]):
+            raise
+        text = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").split()).strip("'\" ")
+        raise UserError(f"--config overrides: {text}. Fields are listed in {chosen}.") from None
+    if values.help:
+        print(f"{USAGE}\n\n{values.get_help()}")
+        raise SystemExit(0)
+    if positional:
+        raise UserError(
+            f"unexpected arguments: {' '.join(positional)}. Flags are written --name=value.\nUsage: {USAGE}"
+        )
+    if chosen is None:
+        raise UserError(f"--config is missing.\nUsage: {USAGE}")
+    name, _, argument = chosen.partition(":")
+    variant = argument.replace(",", "-").replace("=", "") or values.config.model.preset
+    workdir = Path(values.workdir) if values.workdir else Path("runs") / f"{Path(name).stem}-{variant}"
+    return values.config, workdir
+
+
+def run(config: ConfigDict, workdir: str | Path):
+    """Starts the runtime and does the run that `config.run` names; returns what it returns.
+
+    Raises:
+      UserError: for everything that the caller can mend.
+    """
+    from gpt_jax.parallel import runtime
+
+    runtime.start()
+    return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv`; returns the exit code: 0 done, 2 for what the user can mend, 128 + signal."""
+    try:
+        config, workdir = parse_flags(argv)
+        run(config, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"{stop}. The same command goes on from there.", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print("stopped. The same command begins again where it can.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""The decoder: what a member of the family is, its parameters, its mathematics."""

@@ -1,0 +1,117 @@
+"""What makes one decoder differ from another: fields, not classes."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from gpt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One member of the family. `gpt_jax.models.presets` names the published ones.
+
+    The four places of dropout follow `dropout` where they are None.
+    """
+
+    vocab_size: int
+    context_length: int
+    num_layers: int
+    num_heads: int
+    embed_dim: int
+
+    key_value_heads: int | None = None  # None: as many as num_heads; fewer: grouped-query attention
+    head_dim: int | None = None  # None: embed_dim / num_heads
+    mlp_dim: int | None = None  # None: 4 * embed_dim
+
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_position: Literal["pre", "post"] = "pre"  # post: norm(x + sublayer(x)), as in GPT-1
+    final_norm: bool = True
+    norm_epsilon: float = 1e-5
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu"] = "gelu_tanh"
+    gated_mlp: bool = False  # down(activation(gate(x)) * up(x))
+    positions: Literal["learned", "rotary"] = "learned"
+    rope_theta: float = 10_000.0
+    biases: Literal["all", "none", "qkv"] = "all"
+    tied_output: bool = True
+
+    init_std: float = 0.02
+    position_init_std: float = 0.02
+    scaled_residual_init: bool = False  # kernels that end a residual branch: init_std / sqrt(2 * num_layers)
+
+    dropout: float = 0.0
+    embedding_dropout: float | None = None  # on the sum of token and position embeddings
+    attention_dropout: float | None = None  # on the attention weights
+    residual_dropout: float | None = None  # on the output of attention and of the MLP, before the sum
+
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    param_dtype: Literal["float32", "float64"] = "float32"
+    scan_layers: bool = False  # one compiled block in a loop: quicker to compile, slower to run
+    remat: Literal["none", "block"] = "none"  # block: the backward pass computes each block's activations again
+    attention_block: int = 0  # queries of one block, which skips the keys behind its end; 0: all in one
+    logits_chunk: int = 0  # positions whose logits stand in memory at once in the loss; 0: all
+
+    def __post_init__(self):
+        choices = {
+            "norm": ("layernorm", "rmsnorm"),
+            "norm_position": ("pre", "post"),
+            "activation": ("gelu_tanh", "gelu", "relu", "relu_squared", "silu"),
+            "positions": ("learned", "rotary"),
+            "biases": ("all", "none", "qkv"),
+            "compute_dtype": ("float32", "bfloat16", "float64"),
+            "param_dtype": ("float32", "float64"),
+            "remat": ("none", "block"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"model.{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
+        for name in ("vocab_size", "context_length", "num_layers", "num_heads", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)}: expected at least 1.")
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise UserError(
+                f"model: num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}. "
+                f"Head counts that do: {_divisors(self.embed_dim)}."
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"model: key_value_heads={self.kv_heads} does not divide num_heads={self.num_heads}; "
+                "every key/value head serves the same number of query heads."
+            )
+        for name in ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise UserError(f"model.{name}={rate}: expected a rate from 0 to below 1.")
+        for name in ("attention_block", "logits_chunk"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name}={getattr(self, name)}: expected 0 (all positions) or a positive number.")
+
+    @property
+    def kv_heads(self) -> int:
+        """K: number of key/value heads."""
+        return self.key_value_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """H: width of one head."""
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """F: inner width of the MLP."""
+        return self.mlp_dim or 4 * self.embed_dim
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of activations and matmuls."""
+        return jnp.dtype(self.compute_dtype)
+
+    def dropout_rate(self, place: Literal["embedding", "attention", "residual"]) -> float:
+        """The rate of one place of dropout."""
+        rate = getattr(self, f"{place}_dropout")
+        return self.dropout if rate is None else rate
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, min(n, 128) + 1) if n % d == 0)

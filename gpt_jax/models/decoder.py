@@ -1,0 +1,186 @@
+"""The decoder of the whole family: parameters, forward pass, Flax module.
+
+The mathematics are plain functions of (parameters, config, inputs); `Decoder` is the thin Linen module that names the
+parameters. A parameter tree is a nested dict of arrays in which the layers are stacked along a first axis of size L:
+the same tree whether the layers run in a scan or unrolled. Shape suffixes as in layers.py.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.models import layers
+from gpt_jax.models.attention import self_attention
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.parallel.rules import constrain, path_string
+
+
+class ParameterSpec(NamedTuple):
+    """One parameter before it exists: its shape, and the standard deviation (0: the constant `mean`) of its draw."""
+
+    shape: tuple[int, ...]
+    std: float = 0.0
+    mean: float = 0.0
+
+
+def parameter_specs(config: ModelConfig) -> dict:
+    """The tree of every parameter's shape and initializer; initializers as published (see presets.py)."""
+    c = config
+    L, D, F, V = c.num_layers, c.embed_dim, c.mlp_width, c.vocab_size
+    query_width, kv_width = c.num_heads * c.head_width, c.kv_heads * c.head_width
+    residual_std = c.init_std / math.sqrt(2 * L) if c.scaled_residual_init else c.init_std
+
+    def linear(fan_in: int, fan_out: int, std: float = c.init_std, *, qkv: bool = False) -> dict:
+        specs = {"kernel": ParameterSpec((L, fan_in, fan_out), std)}
+        if c.biases == "all" or (c.biases == "qkv" and qkv):
+            specs["bias"] = ParameterSpec((L, fan_out))
+        return specs
+
+    def norm(*leading: int) -> dict:
+        specs = {"scale": ParameterSpec((*leading, D), mean=1.0)}
+        if c.norm == "layernorm":
+            specs["bias"] = ParameterSpec((*leading, D))
+        return specs
+
+    specs = {
+        "embedding": {"tokens": ParameterSpec((V, D), c.init_std)},
+        "layers": {
+            "attention_norm": norm(L),
+            "attention": {
+                "query": linear(D, query_width, qkv=True),
+                "key": linear(D, kv_width, qkv=True),
+                "value": linear(D, kv_width, qkv=True),
+                "output": linear(query_width, D, residual_std),
+            },
+            "mlp_norm": norm(L),
+            "mlp": {"up": linear(D, F), "down": linear(F, D, residual_std)},
+        },
+    }
+    if c.positions == "learned":
+        specs["embedding"]["positions"] = ParameterSpec((c.context_length, D), c.position_init_std)
+    if c.gated_mlp:
+        specs["layers"]["mlp"]["gate"] = linear(D, F)
+    if c.final_norm:
+        specs["final_norm"] = norm()
+    if not c.tied_output:
+        specs["unembedding"] = {"tokens": ParameterSpec((V, D), c.init_std)}
+    return specs
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters, exact."""
+    specs = jax.tree.leaves(parameter_specs(config), is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
+    return sum(math.prod(spec.shape) for spec in specs)
+
+
+def init_parameters(specs: dict, key: jax.Array, dtype: jnp.dtype) -> dict:
+    """Draws a tree of parameters; each from a key of its own path, so that adding one leaves the others unchanged."""
+
+    def draw(path, spec: ParameterSpec) -> jax.Array:
+        if spec.std == 0.0:
+            return jnp.full(spec.shape, spec.mean, dtype)
+        leaf_key = jax.random.fold_in(key, zlib.crc32(path_string(path).encode()))
+        return spec.mean + spec.std * jax.random.normal(leaf_key, spec.shape, dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, specs, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
+
+
+def embed(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Token embeddings plus learned positions, with embedding dropout: [B, T, D] in the compute dtype."""
+    time = tokens_BT.shape[1]
+    if time > config.context_length:
+        raise ValueError(f"{time} tokens in a model whose context is {config.context_length}.")
+    x_BTD = params["embedding"]["tokens"].astype(config.dtype)[tokens_BT]
+    if config.positions == "learned":
+        x_BTD = x_BTD + params["embedding"]["positions"].astype(config.dtype)[:time]
+    return layers.dropout(constrain(x_BTD, "batch", "time", None), config.dropout_rate("embedding"), key)
+
+
+def block(x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None) -> jax.Array:
+    """One layer. Pre-norm: x + f(norm(x)) (GPT-2); post-norm: norm(x + f(x)) (GPT-1)."""
+    attention_key, after_attention_key, after_mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+
+    def residual(x_BTD: jax.Array, norm_params: dict, sublayer: Callable, dropout_key: jax.Array | None) -> jax.Array:
+        pre = config.norm_position == "pre"
+        y_BTD = sublayer(layers.norm(x_BTD, norm_params, config) if pre else x_BTD)
+        x_BTD = x_BTD + layers.dropout(y_BTD, config.dropout_rate("residual"), dropout_key)
+        x_BTD = constrain(x_BTD, "batch", "time", None)
+        return x_BTD if pre else layers.norm(x_BTD, norm_params, config)
+
+    def attention(y_BTD: jax.Array) -> jax.Array:
+        return self_attention(y_BTD, params["attention"], config, attention_key)
+
+    def mlp(y_BTD: jax.Array) -> jax.Array:
+        return layers.mlp(y_BTD, params["mlp"], config)
+
+    x_BTD = residual(x_BTD, params["attention_norm"], attention, after_attention_key)
+    return residual(x_BTD, params["mlp_norm"], mlp, after_mlp_key)
+
+
+def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """The last layer's output after the final norm, ready for `unembed`.
+
+    Args:
+      params: the tree of `parameter_specs`.
+      tokens_BT: int32 ids, T at most the context length.
+      key: dropout key; None switches dropout off.
+
+    Returns: [B, T, D] in the compute dtype.
+    """
+    embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
+    x_BTD = embed(params, config, tokens_BT, embedding_key)
+
+    def layer(x_BTD: jax.Array, layer_params: dict, index: jax.Array | int) -> jax.Array:
+        layer_key = None if layers_key is None else jax.random.fold_in(layers_key, index)
+        return block(x_BTD, layer_params, config, layer_key)
+
+    if config.remat == "block":
+        layer = jax.checkpoint(layer)
+    if config.scan_layers:
+        indices = jnp.arange(config.num_layers)
+        x_BTD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_BTD, (params["layers"], indices))
+    else:
+        for index in range(config.num_layers):
+            x_BTD = layer(x_BTD, jax.tree.map(lambda stacked: stacked[index], params["layers"]), index)  # noqa: B023
+    return layers.norm(x_BTD, params["final_norm"], config) if config.final_norm else x_BTD
+
+
+def output_matrix(params: dict, config: ModelConfig) -> jax.Array:
+    """The matrix [V, D] whose product with a hidden state are the logits; tied: the token embeddings."""
+    matrix = params["embedding"]["tokens"] if config.tied_output else params["unembedding"]["tokens"]
+    return matrix.astype(config.dtype)
+
+
+def unembed(hidden_BTD: jax.Array, matrix_VD: jax.Array) -> jax.Array:
+    """Scores of the next token, [B, T, V] in the dtype of the hidden states."""
+    return constrain(jnp.einsum("btd,vd->btv", hidden_BTD, matrix_VD), "batch", "time", "vocab")
+
+
+class Decoder(nn.Module):
+    """The decoder as a Flax module: `Decoder(config).init(key, tokens)`, `.apply({"params": params}, tokens)`.
+
+    It only names the parameters; everything is computed by the functions of this file.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Logits [B, T, V] of int32 `tokens_BT`; `key` switches dropout on."""
+        config = self.config
+        params = {
+            name: self.param(name, lambda key, specs=specs: init_parameters(specs, key, jnp.dtype(config.param_dtype)))
+            for name, specs in parameter_specs(config).items()
+        }
+        return unembed(hidden_states(params, config, tokens_BT, key), output_matrix(params, config))
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict:
+    """A fresh tree of parameters, `Decoder`'s."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Decoder(config).init(key, tokens)["params"]

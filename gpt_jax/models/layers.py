@@ -1,0 +1,77 @@
+"""The mathematics of the layers, as plain functions.
+
+Shape suffixes: B batch, T query time, S key time, D model width, N query heads, K key/value heads, G query heads that
+share a key/value head, H head width, F MLP width, V vocabulary, L layers.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.parallel.rules import constrain
+
+
+def norm(x_BTD: jax.Array, params: dict, config: ModelConfig) -> jax.Array:
+    """Layer normalisation (Ba et al. 2016; biased variance, epsilon inside the root) or RMS normalisation.
+
+    Computed in float32 (or the wider of that and x's dtype), returned in x's dtype.
+    """
+    x = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    if config.norm == "layernorm":
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * params["scale"]
+    if "bias" in params:
+        x = x + params["bias"]
+    return x.astype(x_BTD.dtype)
+
+
+def linear(x: jax.Array, params: dict) -> jax.Array:
+    """x @ kernel + bias, in x's dtype; kernel [in, out]."""
+    y = x @ params["kernel"].astype(x.dtype)
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+
+
+def activation(x: jax.Array, name: str) -> jax.Array:
+    """The MLP's nonlinearity; `gelu_tanh` is the approximation that GPT-1 and GPT-2 use, not the exact GELU."""
+    match name:
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "relu":
+            return jax.nn.relu(x)
+        case "relu_squared":  # So et al. 2021, "Primer"
+            return jnp.square(jax.nn.relu(x))
+        case "silu":
+            return jax.nn.silu(x)
+    raise ValueError(name)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout: kept elements are divided by the chance of being kept. Without a key: x."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def rotate(x_BTNH: jax.Array, positions_T: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021) in the half-split order of the Llama weights on Hugging Face."""
+    half = x_BTNH.shape[-1] // 2
+    dtype = jnp.promote_types(x_BTNH.dtype, jnp.float32)
+    frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
+    angles_T1H = (positions_T.astype(dtype)[:, None] * frequencies)[:, None, :]
+    cos, sin = jnp.cos(angles_T1H), jnp.sin(angles_T1H)
+    x, y = x_BTNH[..., :half].astype(dtype), x_BTNH[..., half:].astype(dtype)
+    return jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def mlp(x_BTD: jax.Array, params: dict, config: ModelConfig) -> jax.Array:
+    """The position-wise feed-forward layer, gated where the config says so."""
+    hidden_BTF = constrain(linear(x_BTD, params["up"]), "batch", "time", "mlp")
+    if config.gated_mlp:
+        hidden_BTF = activation(linear(x_BTD, params["gate"]), config.activation) * hidden_BTF
+    else:
+        hidden_BTF = activation(hidden_BTF, config.activation)
+    return linear(hidden_BTF, params["down"])

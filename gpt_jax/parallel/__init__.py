@@ -1,0 +1,1 @@
+"""Where arrays live: the device mesh, the sharding table, the start of the runtime."""

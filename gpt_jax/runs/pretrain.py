@@ -1,0 +1,329 @@
+"""Pretraining: documents in, a language model, its loss curve and its own sentences out."""
+
+import functools
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt_jax import configuration
+from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches
+from gpt_jax.data.sources import Source, open_source
+from gpt_jax.data.token_store import TokenStore, open_or_build
+from gpt_jax.data.windows import EvaluationWindows, Windows
+from gpt_jax.errors import UserError
+from gpt_jax.inference.sampler import compile_sampler
+from gpt_jax.inference.scoring import compile_scorer
+from gpt_jax.models import decoder
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.models.flops import training_flops_per_token
+from gpt_jax.models.presets import model_config
+from gpt_jax.parallel.devices import peak_flops
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import sharding
+from gpt_jax.parallel.runtime import is_main_process
+from gpt_jax.progress import StepProgress, clock
+from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
+from gpt_jax.text import sentencepiece
+from gpt_jax.text.tokenizer import Tokenizer
+from gpt_jax.training.checkpoints import Checkpoints
+from gpt_jax.training.loop import Intervals, fit
+from gpt_jax.training.losses import language_model_loss
+from gpt_jax.training.metrics_log import MetricsLog
+from gpt_jax.training.optimizers import make_optimizer
+from gpt_jax.training.report import write_report
+from gpt_jax.training.schedules import make_schedule
+from gpt_jax.training.state import abstract_state, create_state, state_builder
+from gpt_jax.training.step import compile_train_step
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains what `config` describes, or goes on where an earlier start in `workdir` was stopped.
+
+    Returns:
+      The metrics of the last validation.
+
+    Raises:
+      UserError: for everything that the caller can mend; Interrupted: stopped by a signal, the state saved.
+    """
+    began = time.monotonic()
+    config = resolve(config)
+    model = model_config(**config.model)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    with open_workdir(workdir):
+        free = configuration.FREE_TO_CHANGE
+        if is_main_process():
+            configuration.record(workdir, "config.json", configuration.as_json(config), what="config", free=free)
+        say(f"{config.model.preset}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
+
+        source, tokenizer = open_text(config)
+        train_store, valid_store = (open_store(config, source, tokenizer, split) for split in ("train", "valid"))
+        if is_main_process():
+            tokenizer.save(workdir / "tokenizer")
+            facts = {
+                "tokenizer": tokenizer.fingerprint,
+                "train": store_facts(source, "train", train_store),
+                "valid": store_facts(source, "valid", valid_store),
+            }
+            configuration.record(workdir, "data.json", facts, what="text (it has changed since the run began)")
+            configuration.write_json(workdir / "environment.json", environment())
+        windows = Windows(train_store, config.data.sequence_length)
+        steps = total_steps(config, len(windows))
+        metrics = train(config, model, mesh, workdir, tokenizer, windows, valid_store, steps, began)
+    return metrics
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy in which nothing is left to a default: the preset's fields filled in, token counts turned into steps.
+
+    Raises:
+      UserError: when fields contradict each other.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    if config.model.vocab_size is None:
+        config.model.vocab_size = config.tokenizer.vocab_size
+    if config.model.vocab_size != config.tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size}, tokenizer.vocab_size={config.tokenizer.vocab_size}: leave "
+            "the first one empty, it follows the tokenizer."
+        )
+    model = model_config(**config.model)
+    for name in config.model:
+        if name != "preset":
+            config.model[name] = getattr(model, name)
+    if config.data.sequence_length is None:
+        config.data.sequence_length = model.context_length
+    if not 1 <= config.data.sequence_length <= model.context_length:
+        raise UserError(
+            f"data.sequence_length={config.data.sequence_length}: expected 1 to model.context_length="
+            f"{model.context_length}."
+        )
+    if (config.train.steps is None) == (config.train.epochs is None):
+        raise UserError(
+            f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them "
+            "(--config.train.epochs=None empties a field)."
+        )
+    tokens_per_step = config.train.batch_size * config.data.sequence_length
+    for name in ("warmup", "decay"):
+        if (tokens := config.schedule[f"{name}_tokens"]) is not None:
+            config.schedule[f"{name}_steps"] = math.ceil(tokens / tokens_per_step)
+    if not config.data.cache_dir:
+        config.data.cache_dir = str(cache_folder(None))
+    return config.lock()
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError unless the batch divides over accumulation and devices, and the sequence over its axis."""
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    part = accumulation * rows
+    if batch < 1 or accumulation < 1 or batch % part:
+        nearest = max(round(batch / max(part, 1)), 1) * part
+        raise UserError(
+            f"train.batch_size={batch} does not divide by train.accumulation={accumulation} times the {rows} devices "
+            f"along mesh data and fsdp. The nearest that does: {nearest}."
+        )
+    if config.data.sequence_length % mesh.shape["sequence"]:
+        raise UserError(
+            f"data.sequence_length={config.data.sequence_length} does not divide by mesh.sequence="
+            f"{mesh.shape['sequence']}."
+        )
+
+
+def open_text(config: ConfigDict) -> tuple[Source, Tokenizer]:
+    """The source of text, and the tokenizer trained on its training part (or found in the cache)."""
+    data, cache = config.data, Path(config.data.cache_dir)
+    source = open_source(
+        data.source,
+        text_field=data.text_field,
+        encoding=data.encoding,
+        validation_fraction=data.validation_fraction,
+        validation_address=data.validation_address,
+        cache_dir=cache,
+    )
+    if config.tokenizer.kind != "sentencepiece":
+        raise UserError(f"tokenizer.kind={config.tokenizer.kind!r}: expected one of sentencepiece.")
+    tokenizer = sentencepiece.load_or_train(
+        lambda: (piece.text for piece in source.pieces("train")),
+        content_fingerprint=source.fingerprint("train"),
+        cache_dir=cache,
+        vocab_size=config.tokenizer.vocab_size,
+        model_type=config.tokenizer.model_type,
+        training_bytes=config.tokenizer.training_bytes,
+        progress=is_main_process(),
+    )
+    return source, tokenizer
+
+
+def open_store(config: ConfigDict, source: Source, tokenizer: Tokenizer, split: str) -> TokenStore:
+    """The tokens of one split, from the cache or made now."""
+    return open_or_build(source, split, tokenizer, cache_dir=Path(config.data.cache_dir), progress=is_main_process())
+
+
+def store_facts(source: Source, split: str, store: TokenStore) -> dict[str, Any]:
+    """What a resumed run must find again in its text."""
+    return {"fingerprint": source.fingerprint(split)} | {
+        name: store.manifest[name] for name in ("tokens", "documents", "bytes")
+    }
+
+
+def total_steps(config: ConfigDict, num_windows: int) -> int:
+    """Updates of the whole run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return max(int(config.train.epochs * num_windows / config.train.batch_size), 1)
+
+
+def train(
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    tokenizer: Tokenizer,
+    windows: Windows,
+    valid_store: TokenStore,
+    steps: int,
+    began: float,
+) -> dict[str, float]:
+    """From the opened text to the report."""
+    c = config
+    batch, length = c.train.batch_size, c.data.sequence_length
+    schedule = make_schedule(
+        c.schedule.name,
+        peak=c.schedule.peak,
+        steps=steps,
+        warmup_steps=c.schedule.warmup_steps,
+        decay_steps=c.schedule.decay_steps,
+        final_fraction=c.schedule.final_fraction,
+    )
+    optimizer = make_optimizer(schedule=schedule, **c.optimizer)
+    build = state_builder(functools.partial(decoder.init, model), optimizer, c.seed)
+    abstract = abstract_state(build, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
+    state = checkpoints.restore(abstract)
+    if state is None:
+        state = create_state(build, abstract, mesh)
+    else:
+        say(f"going on from the checkpoint of step {int(state.step)}")
+    start = int(state.step)
+
+    rows = sharding((batch, length), ("batch", "time"), mesh)
+    valid_windows = EvaluationWindows(valid_store, length, pad=tokenizer.specials.pad)
+    score = compile_scorer(model, tokenizer.token_bytes, mesh)
+    log = MetricsLog(workdir, resume_step=start, main_process=is_main_process(), tensorboard=c.report.tensorboard)
+    progress = StepProgress(total=steps, start=start, main_process=is_main_process())
+    say(
+        f"{len(windows):,} windows of {length} tokens; {steps:,} steps of {batch} windows "
+        f"({steps * batch / len(windows):.1f} epochs); first step: compiling"
+    )
+    try:
+        fit(
+            state,
+            train_step=compile_train_step(
+                abstract,
+                mesh,
+                loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
+                optimizer=optimizer,
+                schedule=schedule,
+                seed=c.seed,
+                accumulation=c.train.accumulation,
+            ),
+            batches=training_batches(
+                windows, batch_size=batch, seed=c.seed, first_step=start, sharding=rows, prefetch=c.data.prefetch
+            ),
+            steps=steps,
+            intervals=Intervals(
+                log=c.train.log_every,
+                evaluate=c.train.eval_every,
+                sample=c.report.sample_every,
+                checkpoint=c.checkpoint.every,
+            ),
+            tokens_per_step=batch * length,
+            flops_per_token=training_flops_per_token(model, length),
+            peak_flops=peak_flops(),
+            evaluate=lambda state: score(
+                state.params, evaluation_batches(valid_windows, batch_size=batch, sharding=rows)
+            ),
+            sample=make_sample(config, model, mesh, tokenizer, valid_store),
+            describe_batch=lambda step: f"windows {batch_indices(len(windows), c.seed, batch, step)}",
+            checkpoints=checkpoints,
+            log=log,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+        log.close()
+        checkpoints.close()
+    return finish(config, model, workdir, log, began, steps)
+
+
+def make_sample(
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, valid_store: TokenStore
+) -> Callable[[Any], list[dict[str, str]]]:
+    """A function state -> rows of `prompt` and `continuation`; prompts are the config's, or held-out beginnings."""
+    r = config.report
+    if not r.sample_every:
+        return lambda state: []
+    if r.prompts:
+        prompts = [list(tokenizer.encode(text)) for text in r.prompts]
+    else:
+        places = np.linspace(0, max(len(valid_store) - 16, 0), 5, dtype=int)[:-1]
+        prompts = [valid_store.read(place, place + 16).tolist() for place in places]
+    room = max(min(r.sample_tokens, model.context_length - 1), 1)
+    sampler = compile_sampler(model, mesh, max_new_tokens=room, temperature=r.temperature, top_k=r.top_k)
+
+    def sample(state) -> list[dict[str, str]]:
+        new = sampler(state.params, prompts, config.seed)
+        return [
+            {"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(ids)}
+            for prompt, ids in zip(prompts, new.tolist(), strict=True)
+        ]
+
+    return sample
+
+
+def finish(
+    config: ConfigDict, model: ModelConfig, workdir: Path, log: MetricsLog, began: float, steps: int
+) -> dict[str, float]:
+    """Writes the report and prints the result."""
+    if not is_main_process():
+        return {}
+    result = log.rows("valid")[-1]
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    summary = [
+        ("validation loss", f"{result['loss']:.4f} nats per token"),
+        ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        ("steps", f"{steps:,}"),
+        ("tokens", f"{result['tokens']:,}"),
+        ("parameters", f"{decoder.parameter_count(model):,}"),
+        ("time of this start", clock(time.monotonic() - began)),
+        ("peak host memory", f"{peak_bytes / 2**20:,.0f} MiB"),
+    ]
+    path = write_report(
+        workdir,
+        title=f"Pretraining {config.model.preset} on {config.data.source}",
+        summary=summary,
+        rows=log.rows(),
+        samples=log.samples(),
+        config=configuration.as_json(config),
+        environment=json.loads((workdir / "environment.json").read_text()),
+    )
+    for name, value in summary:
+        print(f"{name}: {value}")
+    print(f"report: {path}")
+    return {"loss": result["loss"], "bits_per_byte": result["bits_per_byte"]}
+
+
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,86 @@
+"""The folder of a run: opened, locked, and held against what an earlier start left in it."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt_jax.errors import UserError
+from gpt_jax.parallel.runtime import is_main_process
+
+
+@contextlib.contextmanager
+def open_workdir(path: Path) -> Iterator[Path]:
+    """Creates the folder where it is absent and keeps other runs out of it for as long as the block lasts.
+
+    Raises:
+      UserError: when the folder cannot be written, or another process is at work in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not is_main_process():
+            yield path
+            return
+        lock = open(path / ".lock", "a")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={path}: cannot be written ({error.strerror}). Choose a folder that can: --workdir=DIR."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"--workdir={path}: another process is training in this folder. Wait for it, stop it, or choose "
+                "another --workdir."
+            ) from None
+        yield path
+
+
+def cache_folder(configured: str | None) -> Path:
+    """Where tokenizers and token stores are kept, shared by all runs."""
+    if configured:
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt_jax"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and commit, for the record."""
+    packages = ("gpt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "commit": _commit(),
+        "command": sys.argv[1:],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code, with `+changes` where the tree differs from it; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")

@@ -1,0 +1,1 @@
+"""Strings to ids and back: the Tokenizer protocol and its implementations."""

@@ -1,0 +1,191 @@
+"""The loop: steps, and what is due between them, in an order that survives a kill at any moment.
+
+At a checkpoint: the metrics row of that step, then the evaluation and the samples that are due, then the files are
+flushed to the disk, then the checkpoint commits. So a checkpoint is never ahead of the record, and a resume only has
+to cut the record back to the checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gpt_jax.errors import Interrupted, UserError
+from gpt_jax.progress import StepProgress
+from gpt_jax.training.checkpoints import Checkpoints
+from gpt_jax.training.metrics_log import MetricsLog
+from gpt_jax.training.state import TrainState
+from gpt_jax.training.step import Batch, StepFunction
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """How often things are due, in steps; 0 switches one off. The last step is always evaluated and saved."""
+
+    log: int
+    evaluate: int
+    sample: int
+    checkpoint: int
+
+
+class StopSignals:
+    """Within its `with` block SIGTERM and Ctrl-C are remembered instead of ending the process; a second one ends it."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame) -> None:
+        self.received = number
+        signal.signal(number, self._previous[number])
+
+    def agreed(self, step: int, every: int) -> int | None:
+        """The signal to stop by, the same on every process; several processes ask each other each `every` steps."""
+        if jax.process_count() == 1:
+            return self.received
+        if step % max(every, 1):
+            return None
+        return int(np.max(multihost_utils.process_allgather(np.int32(self.received or 0)))) or None
+
+
+def fit(
+    state: TrainState,
+    *,
+    train_step: StepFunction,
+    batches: Iterator[Batch],
+    steps: int,
+    intervals: Intervals,
+    tokens_per_step: int,
+    flops_per_token: float,
+    peak_flops: float | None,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    sample: Callable[[TrainState], list[dict[str, str]]],
+    describe_batch: Callable[[int], str],
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    progress: StepProgress,
+) -> TrainState:
+    """Trains from `state` to step `steps`.
+
+    Args:
+      batches: yields the batch of step `state.step` first.
+      evaluate: metrics of a state, `loss` among them.
+      sample: texts of a state, rows of `prompt` and `continuation`.
+      describe_batch: what step t (counted from 0) was fed with, for the message about a loss that is not finite.
+
+    Raises:
+      Interrupted: after SIGTERM or Ctrl-C, the state saved.
+      UserError: when the loss or a gradient is not finite, or the disk is full.
+    """
+    start = int(state.step)
+    rate = _Rate(tokens_per_step, start)
+
+    def report_step(step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
+            good = checkpoints.latest_step()
+            raise UserError(
+                f"training: step {step} has loss {values['loss']} and gradient norm {values['gradient_norm']}. "
+                f"The batch: {describe_batch(step - 1)}. Last good checkpoint: {'none' if good is None else good} in "
+                f"{checkpoints.folder}. A lower schedule.peak, a longer schedule.warmup_steps or optimizer.clip_norm "
+                "usually helps."
+            )
+        if step == 1 or due(step, intervals.log):
+            speed = rate.at(step)
+            mfu = None if peak_flops is None else speed * flops_per_token / peak_flops
+            log.write(
+                {"step": step, "split": "train", "loss": values["loss"], "bits_per_byte": None}
+                | {"tokens": step * tokens_per_step, "tokens_per_second": round(speed, 1), "mfu": mfu}
+                | {"learning_rate": values["learning_rate"], "gradient_norm": values["gradient_norm"]}
+            )
+        progress.update(step, loss=values["loss"])
+
+    def due(step: int, every: int) -> bool:
+        return bool(every) and step % every == 0
+
+    def evaluate_and_sample(step: int, state: TrainState) -> float | None:
+        """Makes the evaluation and the samples that are due at `step` and not yet on record."""
+        last = step == steps
+        done = {row["step"]: row["loss"] for row in log.rows("valid")}
+        loss = done.get(step)
+        if (last or due(step, intervals.evaluate)) and _everywhere(loss is None):
+            metrics = evaluate(state)
+            loss = metrics["loss"]
+            log.write({"step": step, "split": "valid"} | metrics | {"tokens": step * tokens_per_step})
+            progress.say(f"step {step}: valid " + ", ".join(f"{name} {x:.4f}" for name, x in metrics.items()))
+        sampled = step in {row["step"] for row in log.samples()}
+        if (due(step, intervals.sample) or (last and intervals.sample)) and _everywhere(not sampled):
+            for row in sample(state):
+                log.write_sample({"step": step} | row)
+                progress.say(f"  {row['prompt']!r} ⟶ {row['continuation']!r}")
+        return loss
+
+    if start:
+        evaluate_and_sample(start, state)  # in case a kill, or a hand, took what was due at this checkpoint
+        log.flush()
+    with StopSignals() as signals:
+        pending = None  # metrics of the step before: read only when the next step is under way, so no device waits
+        for step in range(start + 1, steps + 1):
+            state, metrics = train_step(state, next(batches))
+            if pending is not None:
+                report_step(*pending)
+            pending = (step, metrics)
+            stop = signals.agreed(step, intervals.log)
+            save = step == steps or due(step, intervals.checkpoint) or stop is not None
+            if save or due(step, intervals.evaluate) or due(step, intervals.sample):
+                report_step(*pending)
+                pending = None
+                with rate.paused():
+                    valid_loss = evaluate_and_sample(step, state)
+                    if save:
+                        log.flush()
+                        checkpoints.save(state, valid_loss=valid_loss)
+            if stop is not None:
+                checkpoints.wait()
+                if step < steps:
+                    raise Interrupted(stop, step)
+        checkpoints.wait()
+    return state
+
+
+def _everywhere(value: bool) -> bool:
+    """The first process's answer, on all of them: only it has the record."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+class _Rate:
+    """Tokens a second between two calls, without the time that evaluations and checkpoints take."""
+
+    def __init__(self, tokens_per_step: int, start: int):
+        self._tokens_per_step = tokens_per_step
+        self._step, self._since = start, time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self):
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+
+    def at(self, step: int) -> float:
+        now = time.monotonic()
+        rate = (step - self._step) * self._tokens_per_step / max(now - self._since, 1e-9)
+        self._step, self._since = step, now
+        return rate

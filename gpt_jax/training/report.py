@@ -1,0 +1,68 @@
+"""`report.md`: what a run did, for people: the loss curve as a picture, the samples, the config, the machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write_report(
+    workdir: Path,
+    *,
+    title: str,
+    summary: list[tuple[str, str]],
+    rows: list[dict[str, Any]],
+    samples: list[dict[str, Any]],
+    config: dict[str, Any],
+    environment: dict[str, Any],
+) -> Path:
+    """Writes `report.md` and `loss.png` into `workdir`; returns the path of the report.
+
+    Args:
+      summary: (name, value) pairs for the table at the top.
+      rows: metrics rows; samples: sample rows, of which those of the last step are shown whole.
+    """
+    draw_losses(rows, workdir / "loss.png")
+    lines = [f"# {title}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in summary]
+    lines += ["", "![Loss by step](loss.png)", ""]
+    if valid := [row for row in rows if row["split"] == "valid"]:
+        lines += ["## Validation", "", "| step | nats per token | bits per byte |", "|---|---|---|"]
+        lines += [f"| {row['step']} | {row['loss']:.4f} | {row['bits_per_byte']:.4f} |" for row in valid]
+    if samples:
+        last = samples[-1]["step"]
+        lines += ["", f"## Samples after step {last}", ""]
+        for row in (row for row in samples if row["step"] == last):
+            lines += _quote(f"**{_escape(row['prompt'])}**{_escape(row['continuation'])}") + [""]
+    for name, value in (("Config", config), ("Environment", environment)):
+        lines += ["", f"## {name}", "", "```json", json.dumps(value, indent=2), "```"]
+    path = workdir / "report.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws training and validation loss by step as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)  # drawn in memory: no display, no global state
+    axes = figure.subplots()
+    for split, style in (("train", dict(color="0.7", linewidth=0.8)), ("valid", dict(color="C3", marker="o"))):
+        points = [(row["step"], row["loss"]) for row in rows if row["split"] == split]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=split, **style)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _escape(text: str) -> str:
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)
+
+
+def _quote(text: str) -> list[str]:
+    # two spaces at a line's end keep the line break in Markdown
+    return [f"> {line}  " for line in text.split("\n")]

@@ -1,0 +1,86 @@
+"""One step of training: (state, batch) -> (state, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax.parallel.rules import constrain
+from gpt_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+# (params, batch, dropout key) -> (sum of the losses, sum of their weights); the loss of a step is their quotient.
+LossFunction = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    accumulation: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update; a pure function.
+
+    With `accumulation` = A > 1 the batch is worked off in A parts whose gradients add up to the whole batch's.
+
+    Returns:
+      The next state, and float32 scalars: `loss` (of this batch, before the update), `gradient_norm` (before
+      clipping), `learning_rate`.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_and_gradients(part: Batch, part_key: jax.Array):
+        (loss, weight), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part, part_key)
+        return loss, weight, gradients
+
+    if accumulation == 1:
+        loss, weight, gradients = loss_and_gradients(batch, key)
+    else:
+
+        def add_part(totals, part_and_index):
+            part, index = part_and_index
+            return jax.tree.map(jnp.add, totals, loss_and_gradients(part, jax.random.fold_in(key, index))), None
+
+        def split(x: jax.Array) -> jax.Array:  # [B, ...] -> [A, B/A, ...], every part spread over all devices
+            parts = jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0)
+            return constrain(parts, None, "batch", "time")
+
+        zeros = jnp.zeros((), jnp.float32)
+        totals = (zeros, zeros, jax.tree.map(jnp.zeros_like, state.params))
+        parts = (jax.tree.map(split, batch), jnp.arange(accumulation))
+        (loss, weight, gradients), _ = jax.lax.scan(add_part, totals, parts)
+
+    gradients = jax.tree.map(lambda g: g / weight, gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    metrics = {
+        "loss": loss / weight,
+        "gradient_norm": optax.tree.norm(gradients),
+        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def compile_train_step(abstract: TrainState, mesh: jax.sharding.Mesh, **settings) -> StepFunction:
+    """`train_step` with `settings`, jitted: sharded like `abstract`, the old state's memory given to the new one."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(
+        lambda state, batch: train_step(state, batch, **settings),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated),
+    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return step

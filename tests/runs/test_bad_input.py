@@ -1,0 +1,191 @@
+"""What a user can get wrong: one clear message, exit code 2, nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest_runs import kill_when
+
+from gpt_jax.main import main
+
+
+@pytest.fixture
+def refused(runs, capsys):
+    """Runs the command line in this process; asserts exit code 2 and one message; returns it."""
+
+    def run(workdir, *, config="configs/pretrain.py", extra=(), **overrides) -> str:
+        _, *flags = runs.arguments(workdir, **overrides)
+        code = main(["main", f"--config={config}", *flags, *extra])
+        message = capsys.readouterr().err
+        assert code == 2
+        assert message.count("error: ") == 1 and "Traceback" not in message
+        return message[message.index("error: ") :]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model.num_lyers": 3}, ["num_lyers", "num_layers"]),
+        ({"modle.num_layers": 3}, ["modle", "model"]),
+        ({"model.num_layers": "three"}, ["model.num_layers=three"]),
+        ({"train.batch_size": 2.5}, ["train.batch_size=2.5"]),
+        ({"model.preset": "gpt2-smal"}, ["'gpt2-smal'", "'gpt2-small'"]),
+        ({"model.num_heads": 5}, ["num_heads=5 does not divide embed_dim=32"]),
+        ({"train.batch_size": 12}, ["train.batch_size=12", "8 devices", "nearest that does: 16"]),
+        ({"train.accumulation": 2}, ["train.accumulation=2", "nearest that does: 16"]),
+        ({"mesh.data": 3}, ["data=3", "there are 8"]),
+        ({"data.sequence_length": 64}, ["data.sequence_length=64", "context_length=32"]),
+        ({"train.epochs": 2.0}, ["train.steps=12", "train.epochs=2.0", "exactly one"]),
+        ({"schedule.warmup_steps": 12}, ["warmup_steps=12"]),
+        ({"schedule.name": "cosin"}, ["'cosin'", "cosine, linear, constant"]),
+        ({"optimizer.name": "adam"}, ["'adam'", "adamw"]),
+        ({"tokenizer.kind": "bpe"}, ["tokenizer.kind='bpe'", "sentencepiece"]),
+        ({"tokenizer.vocab_size": 5_000_000}, ["tokenizer.vocab_size=5000000"]),
+        ({"model.vocab_size": 100}, ["model.vocab_size=100", "tokenizer.vocab_size=512"]),
+        ({"data.source": "file:nowhere/*.txt"}, ["nowhere"]),
+        ({"data.source": "bookz"}, ["bookz", "books"]),
+        ({"model.dropout": 1.5}, ["model.dropout=1.5"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_fields_that_cannot_be_are_named(overrides, words, refused, tmp_path):
+    message = refused(tmp_path / "run", **overrides)
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run" / "checkpoints").exists() or not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("configs/pretrain.py:gpt3", ["'gpt3'", "books", "gpt1"]),
+        ("configs/pretrain.py:books,bath=3", ["'bath=3'", "Did you mean 'batch'?"]),
+        ("configs/pretrain.py:books,batch=many", ["'batch=many'", "batch=int"]),
+        ("configs/pretran.py", ["configs/pretran.py", "configs/pretrain.py"]),
+    ],
+)
+def test_a_config_that_does_not_exist_is_named(config, words, refused, tmp_path):
+    message = refused(tmp_path, config=config)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"), [(["--workdirr=x"], ["workdirr", "workdir"]), (["extra"], ["unexpected arguments: extra"])]
+)
+def test_flags_that_do_not_exist_are_named(extra, words, refused, tmp_path):
+    assert all(word in refused(tmp_path, extra=extra) for word in words)
+
+
+def test_no_config_at_all_prints_the_usage(capsys):
+    assert main(["main"]) == 2
+    assert "--config is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", ["empty.txt"]),
+        ("binary.txt", b"abc\0\1\2" * 100, ["binary.txt", "binary"]),
+        ("latin.txt", "caf\xe9 au lait\n".encode("latin-1") * 50, ["latin.txt", "UTF-8", "data.encoding"]),
+        (
+            "short.txt",
+            b"One line of text.\n",
+            ["tokenizer.vocab_size=512 is larger", "The largest that works here is 296"],
+        ),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', ["broken.jsonl, line 2"]),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(name, content, words, refused, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    message = refused(tmp_path / "run", **{"data.source": f"file:{tmp_path / name}"})
+    assert all(word in message for word in words), message
+
+
+def test_a_corpus_shorter_than_one_window_is_refused(refused, text, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("".join(text.read_text().splitlines(keepends=True)[:40]))
+    message = refused(
+        tmp_path / "run", **{"data.source": f"file:{short}", "tokenizer.vocab_size": 300, "model.context_length": 4096}
+    )
+    assert "fewer than one window" in message and "data.sequence_length" in message
+
+
+def test_a_workdir_of_another_config_says_what_differs(refused, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    message = refused(tmp_path / "run", **{"optimizer.beta2": 0.9, "train.steps": 20})
+    assert "optimizer.beta2: 0.98 there, 0.9 here" in message or "optimizer.beta2" in message
+    assert "train.steps: 12 there, 20 here" in message
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_text_that_changed_since_the_run_began_is_noticed(refused, runs, undisturbed, text, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    changed = tmp_path / "text.txt"
+    changed.write_text(text.read_text().replace("A", "B", 1) + "One more line.\n")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["source"] = f"file:{changed}"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    message = refused(tmp_path / "run", **{"data.source": f"file:{changed}"})
+    assert "has changed since the run began" in message and "train.fingerprint" in message
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(runs, tmp_path):
+    process = runs.start(tmp_path, **{"schedule.peak": 1e30, "schedule.warmup_steps": 6, "checkpoint.every": 1})
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 2, output
+    assert "loss nan" in output or "loss inf" in output or "gradient norm" in output
+    assert "windows [" in output and "Last good checkpoint: " in output and "Traceback" not in output
+
+
+def test_two_runs_do_not_share_a_workdir(runs, tmp_path):
+    first = runs.start(tmp_path, **{"train.steps": 100_000})
+    lock = tmp_path / ".lock"
+
+    def second_is_refused():
+        if not lock.exists() or not (tmp_path / "metrics.jsonl").exists():
+            return False
+        second = runs.start(tmp_path, **{"train.steps": 100_000})
+        output = second.communicate(timeout=120)[0]
+        assert second.returncode == 2 and "another process is training in this folder" in output, output
+        return True
+
+    kill_when(first, second_is_refused)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB; skipped where one cannot be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(runs, small_disk, undisturbed):
+    workdir = small_disk / "run"
+    process = runs.start(workdir, **{"checkpoint.keep": 100, "checkpoint.every": 1})
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 2, output
+    assert "no space left" in output.lower() and "last good checkpoint" in output and "Traceback" not in output
+    kept = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert kept, output
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    output = runs.finish(workdir, **{"checkpoint.keep": 100, "checkpoint.every": 1})
+    assert f"going on from the checkpoint of step {max(kept)}" in output
+
+
+def test_a_read_only_disk_is_refused(refused, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "cannot be written" in refused(small_disk / "run")

@@ -1,0 +1,110 @@
+"""The train step: accumulation, meshes and dropout keys change nothing that they should not."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.models import decoder
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
+from gpt_jax.parallel.rules import sharding
+from gpt_jax.training.losses import language_model_loss
+from gpt_jax.training.optimizers import make_optimizer
+from gpt_jax.training.schedules import make_schedule
+from gpt_jax.training.state import abstract_state, create_state, state_builder
+from gpt_jax.training.step import compile_train_step
+
+CONFIG = ModelConfig(vocab_size=64, context_length=16, num_layers=2, num_heads=4, embed_dim=32)
+BATCH = 8
+
+
+def losses(mesh, *, steps=6, accumulation=1, seed=0, config=CONFIG):
+    """Losses and gradient norms of the first steps on random batches, and the last state."""
+    schedule = make_schedule("cosine", peak=1e-2, steps=steps, warmup_steps=2)
+    optimizer = make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=1.0)
+    build = state_builder(functools.partial(decoder.init, config), optimizer, seed)
+    abstract = abstract_state(build, mesh)
+    state = create_state(build, abstract, mesh)
+    step = compile_train_step(
+        abstract, mesh, loss_fn=lambda params, batch, key: language_model_loss(params, config, batch, key),
+        optimizer=optimizer, schedule=schedule, seed=seed, accumulation=accumulation,
+    )  # fmt: skip
+    rows, history = sharding((BATCH, 16), ("batch", "time"), mesh), []
+    for index in range(steps):
+        rng = np.random.default_rng(index)
+        ids = rng.integers(0, 64, (BATCH, 17)).astype(np.int32)
+        batch = {
+            "tokens": ids[:, :-1],
+            "targets": ids[:, 1:],
+            "loss_mask": (rng.random((BATCH, 16)) > 0.2).astype("f4"),
+        }
+        state, metrics = step(state, jax.device_put(batch, rows))
+        history.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+    return np.array(history), state
+
+
+@functools.cache
+def reference():
+    return losses(single_device_mesh())
+
+
+def test_training_lowers_the_loss_of_a_batch_it_repeats(one_device):
+    history, state = reference()
+    assert int(state.step) == 6
+    assert np.isfinite(history).all() and abs(history[0, 0] - np.log(64)) < 0.2
+
+
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_accumulation_gives_the_whole_batchs_losses(accumulation):
+    history, _ = losses(single_device_mesh(), accumulation=accumulation)
+    np.testing.assert_allclose(history, reference()[0], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"data": 2, "tensor": 4},
+        {"fsdp": 2, "tensor": 2, "sequence": 2},
+        {"data": 2, "fsdp": 4},
+    ],
+    ids=str,
+)
+def test_every_mesh_gives_one_devices_losses(sizes):
+    mesh = make_mesh(sizes)
+    history, state = losses(mesh)
+    np.testing.assert_allclose(history, reference()[0], rtol=2e-5)
+    kernel = state.params["layers"]["mlp"]["up"]["kernel"]
+    divided = kernel.size / kernel.addressable_shards[0].data.size
+    assert divided == mesh.shape["fsdp"] * mesh.shape["tensor"]
+
+
+def test_dropout_does_not_depend_on_the_mesh():
+    config = dataclasses.replace(CONFIG, dropout=0.2)
+    one, _ = losses(single_device_mesh(), config=config)
+    other, _ = losses(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), config=config)
+    np.testing.assert_allclose(one, other, rtol=2e-5)
+    assert not np.allclose(one, reference()[0], rtol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    again, _ = losses(single_device_mesh())
+    assert (again == reference()[0]).all()
+    other, _ = losses(single_device_mesh(), seed=1)
+    assert (other != reference()[0]).any()
+
+
+def test_gradients_of_the_step_are_those_of_the_mean_loss(one_device):
+    params = decoder.init(CONFIG, jax.random.key(0))
+    ids = jax.random.randint(jax.random.key(1), (2, 17), 0, 64)
+    mask = jnp.ones((2, 16)).at[0, 3:].set(0)
+    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "loss_mask": mask}
+    total, weight = language_model_loss(params, CONFIG, batch)
+    logits = decoder.Decoder(CONFIG).apply({"params": params}, batch["tokens"])
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1)[..., 0]
+    np.testing.assert_allclose(total / weight, -(log_probs * mask).sum() / mask.sum(), rtol=1e-6)
