@@ -65,8 +65,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     overrides = dict(
         num_layers=settings["layers"], num_heads=settings["heads"], embed_dim=settings["width"],
-        vocab_size=settings["vocabulary"], context_length=settings["time"], compute_dtype=settings["dtype"], dropout=0.0,
-        attention_block=64, logits_chunk=64,
+        vocab_size=settings["vocabulary"], context_length=settings["time"], compute_dtype=settings["dtype"],
+        dropout=0.0, attention_block=64, logits_chunk=64,
     )  # fmt: skip
     overrides |= settings.get("overrides", {})
     config = model_config("gpt1" if settings["kind"].endswith("gpt1") else "gpt2-small", **overrides)

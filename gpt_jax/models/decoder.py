@@ -145,9 +145,17 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
         indices = jnp.arange(config.num_layers)
         x_BTD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_BTD, (params["layers"], indices))
     else:
-        for index in range(config.num_layers):
-            x_BTD = layer(x_BTD, jax.tree.map(lambda stacked: stacked[index], params["layers"]), index)  # noqa: B023
+        for index, layer_params in enumerate(_unstack(params["layers"], config.num_layers)):
+            x_BTD = layer(x_BTD, layer_params, index)
     return layers.norm(x_BTD, params["final_norm"], config) if config.final_norm else x_BTD
+
+
+def _unstack(stacked: dict, num_layers: int) -> list[dict]:
+    """The layers of a stacked tree, one by one. By `split`, whose gradient is one concatenation; that of indexing is a
+    sum of as many zero-padded stacks as there are layers."""
+    leaves, tree = jax.tree.flatten(stacked)
+    split = [[part[0] for part in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
+    return [tree.unflatten(leaves_of_one) for leaves_of_one in zip(*split, strict=True)]
 
 
 def output_matrix(params: dict, config: ModelConfig) -> jax.Array:

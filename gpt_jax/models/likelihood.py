@@ -88,6 +88,8 @@ def _nats_and_gradients(hidden_BCD, matrix_VD, targets_BC, weights_BC):
     target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0), axis=-1)
     nats_BC = (largest_BC1 + jnp.log(sum_BC1))[..., 0] - target_logits_BC
     error_BCV = ((exp_BCV / sum_BC1 - is_target_BCV) * weights_BC[..., None]).astype(hidden_BCD.dtype)
+    # Written once and read by both products; left to itself, XLA on CPUs writes a second, transposed copy of it.
+    error_BCV = jax.lax.optimization_barrier(error_BCV)
     hidden_gradient_BCD = jnp.einsum("bcv,vd->bcd", error_BCV, matrix_VD)
     matrix_gradient_VD = jnp.einsum("bcv,bcd->vd", error_BCV, hidden_BCD, preferred_element_type=wide)
     return jnp.sum(weights_BC * nats_BC), hidden_gradient_BCD, matrix_gradient_VD
