@@ -38,16 +38,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "gpt2-medium": dict(_GPT2, num_layers=24, num_heads=16, embed_dim=1024),  # 354,823,168
     "gpt2-large": dict(_GPT2, num_layers=36, num_heads=20, embed_dim=1280),  # 774,030,080
     "gpt2-xl": dict(_GPT2, num_layers=48, num_heads=25, embed_dim=1600),  # 1,557,611,200
-    # A GPT-2 sized for two CPU cores and ten minutes; its recipe is in configs/pretrain.py.
+    # Sized for two CPU cores and ten minutes, with what has become usual since GPT-2: RMSNorm, rotary positions, squared
+    # ReLU, no biases. At equal time it reaches 0.1 bits per byte less than GPT-2's own parts (LOG.md).
     "books": dict(
-        _GPT2,
         vocab_size=4096,
-        context_length=256,
+        context_length=128,
         num_layers=4,
         num_heads=4,
-        embed_dim=256,
-        position_init_std=0.02,
-    ),
+        embed_dim=128,
+        norm="rmsnorm",
+        activation="relu_squared",
+        positions="rotary",
+        biases="none",
+        scaled_residual_init=True,
+        attention_block=64,
+        logits_chunk=64,
+    ),  # 1,311,872 parameters
 }
 
 

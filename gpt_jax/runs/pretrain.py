@@ -1,5 +1,6 @@
 """Pretraining: documents in, a language model, its loss curve and its own sentences out."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
@@ -30,19 +32,30 @@ from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import is_main_process
-from gpt_jax.progress import StepProgress, clock
+from gpt_jax.progress import StepProgress, clock, say
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
-from gpt_jax.training.loop import Intervals, fit
+from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import language_model_loss
 from gpt_jax.training.metrics_log import MetricsLog
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.report import write_report
 from gpt_jax.training.schedules import make_schedule
-from gpt_jax.training.state import abstract_state, create_state, state_builder
+from gpt_jax.training.state import TrainState, abstract_state, create_state, state_builder
 from gpt_jax.training.step import compile_train_step
+
+PROMPT_TOKENS = 16  # of held-out text, which samples continue
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What a run reads: its tokenizer, its training windows, its held-out tokens."""
+
+    tokenizer: Tokenizer
+    windows: Windows
+    valid: TokenStore
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -60,26 +73,15 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     with open_workdir(workdir):
-        free = configuration.FREE_TO_CHANGE
         if is_main_process():
+            free = configuration.FREE_TO_CHANGE
             configuration.record(workdir, "config.json", configuration.as_json(config), what="config", free=free)
-        say(f"{config.model.preset}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
-
-        source, tokenizer = open_text(config)
-        train_store, valid_store = (open_store(config, source, tokenizer, split) for split in ("train", "valid"))
-        if is_main_process():
-            tokenizer.save(workdir / "tokenizer")
-            facts = {
-                "tokenizer": tokenizer.fingerprint,
-                "train": store_facts(source, "train", train_store),
-                "valid": store_facts(source, "valid", valid_store),
-            }
-            configuration.record(workdir, "data.json", facts, what="text (it has changed since the run began)")
             configuration.write_json(workdir / "environment.json", environment())
-        windows = Windows(train_store, config.data.sequence_length)
-        steps = total_steps(config, len(windows))
-        metrics = train(config, model, mesh, workdir, tokenizer, windows, valid_store, steps, began)
-    return metrics
+        announce(f"{config.model.preset}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
+        text = open_text(config, workdir)
+        steps = total_steps(config, len(text.windows))
+        log = train(config, model, mesh, text, steps, workdir)
+        return finish(config, model, workdir, log, steps, began) if is_main_process() else {}
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -139,8 +141,12 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def open_text(config: ConfigDict) -> tuple[Source, Tokenizer]:
-    """The source of text, and the tokenizer trained on its training part (or found in the cache)."""
+def open_text(config: ConfigDict, workdir: Path) -> Text:
+    """Opens the text: read, tokenised and stored now, or found in the cache; the tokenizer is copied to the workdir.
+
+    Raises:
+      UserError: for what is wrong with the text, or when it is not what the run in `workdir` began with.
+    """
     data, cache = config.data, Path(config.data.cache_dir)
     source = open_source(
         data.source,
@@ -150,30 +156,34 @@ def open_text(config: ConfigDict) -> tuple[Source, Tokenizer]:
         validation_address=data.validation_address,
         cache_dir=cache,
     )
+    tokenizer = open_tokenizer(config, source)
+    stores = {
+        split: open_or_build(source, split, tokenizer, cache_dir=cache, progress=is_main_process())
+        for split in ("train", "valid")
+    }
+    if is_main_process():
+        tokenizer.save(workdir / "tokenizer")
+        facts: dict[str, Any] = {"tokenizer": tokenizer.fingerprint}
+        for split, store in stores.items():
+            counts = {name: store.manifest[name] for name in ("tokens", "documents", "bytes")}
+            facts[split] = {"fingerprint": source.fingerprint(split)} | counts
+        configuration.record(workdir, "data.json", facts, what="text (it has changed since the run began)")
+    return Text(tokenizer, Windows(stores["train"], data.sequence_length), stores["valid"])
+
+
+def open_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
+    """The tokenizer trained on the source's training text, or found in the cache."""
     if config.tokenizer.kind != "sentencepiece":
         raise UserError(f"tokenizer.kind={config.tokenizer.kind!r}: expected one of sentencepiece.")
-    tokenizer = sentencepiece.load_or_train(
+    return sentencepiece.load_or_train(
         lambda: (piece.text for piece in source.pieces("train")),
         content_fingerprint=source.fingerprint("train"),
-        cache_dir=cache,
+        cache_dir=Path(config.data.cache_dir),
         vocab_size=config.tokenizer.vocab_size,
         model_type=config.tokenizer.model_type,
         training_bytes=config.tokenizer.training_bytes,
         progress=is_main_process(),
     )
-    return source, tokenizer
-
-
-def open_store(config: ConfigDict, source: Source, tokenizer: Tokenizer, split: str) -> TokenStore:
-    """The tokens of one split, from the cache or made now."""
-    return open_or_build(source, split, tokenizer, cache_dir=Path(config.data.cache_dir), progress=is_main_process())
-
-
-def store_facts(source: Source, split: str, store: TokenStore) -> dict[str, Any]:
-    """What a resumed run must find again in its text."""
-    return {"fingerprint": source.fingerprint(split)} | {
-        name: store.manifest[name] for name in ("tokens", "documents", "bytes")
-    }
 
 
 def total_steps(config: ConfigDict, num_windows: int) -> int:
@@ -184,28 +194,11 @@ def total_steps(config: ConfigDict, num_windows: int) -> int:
 
 
 def train(
-    config: ConfigDict,
-    model: ModelConfig,
-    mesh: jax.sharding.Mesh,
-    workdir: Path,
-    tokenizer: Tokenizer,
-    windows: Windows,
-    valid_store: TokenStore,
-    steps: int,
-    began: float,
-) -> dict[str, float]:
-    """From the opened text to the report."""
-    c = config
-    batch, length = c.train.batch_size, c.data.sequence_length
-    schedule = make_schedule(
-        c.schedule.name,
-        peak=c.schedule.peak,
-        steps=steps,
-        warmup_steps=c.schedule.warmup_steps,
-        decay_steps=c.schedule.decay_steps,
-        final_fraction=c.schedule.final_fraction,
-    )
-    optimizer = make_optimizer(schedule=schedule, **c.optimizer)
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text, steps: int, workdir: Path
+) -> MetricsLog:
+    """From the opened text to the last checkpoint; returns the record of the run, closed."""
+    c, batch, length = config, config.train.batch_size, config.data.sequence_length
+    schedule, optimizer = open_optimizer(config, steps)
     build = state_builder(functools.partial(decoder.init, model), optimizer, c.seed)
     abstract = abstract_state(build, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
@@ -213,33 +206,31 @@ def train(
     if state is None:
         state = create_state(build, abstract, mesh)
     else:
-        say(f"going on from the checkpoint of step {int(state.step)}")
+        announce(f"going on from the checkpoint of step {int(state.step)}")
     start = int(state.step)
-
+    announce(
+        f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {batch} windows "
+        f"({steps * batch / len(text.windows):.1f} epochs); the first step takes a while: it is compiled"
+    )
+    step = compile_train_step(
+        abstract,
+        mesh,
+        loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=c.seed,
+        accumulation=c.train.accumulation,
+    )
     rows = sharding((batch, length), ("batch", "time"), mesh)
-    valid_windows = EvaluationWindows(valid_store, length, pad=tokenizer.specials.pad)
-    score = compile_scorer(model, tokenizer.token_bytes, mesh)
+    batches = training_batches(
+        text.windows, batch_size=batch, seed=c.seed, first_step=start, sharding=rows, prefetch=c.data.prefetch
+    )
     log = MetricsLog(workdir, resume_step=start, main_process=is_main_process(), tensorboard=c.report.tensorboard)
     progress = StepProgress(total=steps, start=start, main_process=is_main_process())
-    say(
-        f"{len(windows):,} windows of {length} tokens; {steps:,} steps of {batch} windows "
-        f"({steps * batch / len(windows):.1f} epochs); first step: compiling"
-    )
     try:
-        fit(
-            state,
-            train_step=compile_train_step(
-                abstract,
-                mesh,
-                loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
-                optimizer=optimizer,
-                schedule=schedule,
-                seed=c.seed,
-                accumulation=c.train.accumulation,
-            ),
-            batches=training_batches(
-                windows, batch_size=batch, seed=c.seed, first_step=start, sharding=rows, prefetch=c.data.prefetch
-            ),
+        loop = Loop(
+            train_step=step,
+            batches=batches,
             steps=steps,
             intervals=Intervals(
                 log=c.train.log_every,
@@ -250,53 +241,79 @@ def train(
             tokens_per_step=batch * length,
             flops_per_token=training_flops_per_token(model, length),
             peak_flops=peak_flops(),
-            evaluate=lambda state: score(
-                state.params, evaluation_batches(valid_windows, batch_size=batch, sharding=rows)
-            ),
-            sample=make_sample(config, model, mesh, tokenizer, valid_store),
-            describe_batch=lambda step: f"windows {batch_indices(len(windows), c.seed, batch, step)}",
+            evaluate=make_evaluate(config, model, mesh, text),
+            sample=make_sample(config, model, mesh, text),
+            describe_batch=lambda step: f"windows {batch_indices(len(text.windows), c.seed, batch, step)}",
             checkpoints=checkpoints,
             log=log,
             progress=progress,
         )
+        loop.fit(state)
     finally:
         progress.close()
         log.close()
         checkpoints.close()
-    return finish(config, model, workdir, log, began, steps)
+    return log
+
+
+def open_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning-rate schedule of a run of `steps` updates, and the optimizer that follows it."""
+    schedule = make_schedule(
+        config.schedule.name,
+        peak=config.schedule.peak,
+        steps=steps,
+        warmup_steps=config.schedule.warmup_steps,
+        decay_steps=config.schedule.decay_steps,
+        final_fraction=config.schedule.final_fraction,
+    )
+    return schedule, make_optimizer(schedule=schedule, **config.optimizer)
+
+
+def make_evaluate(
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function state -> `loss` and `bits_per_byte` of the whole held-out text."""
+    batch, length = config.train.batch_size, config.data.sequence_length
+    windows = EvaluationWindows(text.valid, length, pad=text.tokenizer.specials.pad)
+    rows = sharding((batch, length), ("batch", "time"), mesh)
+    score = compile_scorer(model, text.tokenizer.token_bytes, mesh)
+    return lambda state: score(state.params, evaluation_batches(windows, batch_size=batch, sharding=rows))
 
 
 def make_sample(
-    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, valid_store: TokenStore
-) -> Callable[[Any], list[dict[str, str]]]:
-    """A function state -> rows of `prompt` and `continuation`; prompts are the config's, or held-out beginnings."""
-    r = config.report
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text
+) -> Callable[[TrainState], list[dict[str, str]]]:
+    """A function state -> rows of `prompt` and `continuation`; prompts are the config's, or held-out passages."""
+    r, tokenizer = config.report, text.tokenizer
     if not r.sample_every:
         return lambda state: []
     if r.prompts:
-        prompts = [list(tokenizer.encode(text)) for text in r.prompts]
+        prompts = [list(tokenizer.encode(prompt)) for prompt in r.prompts]
     else:
-        places = np.linspace(0, max(len(valid_store) - 16, 0), 5, dtype=int)[:-1]
-        prompts = [valid_store.read(place, place + 16).tolist() for place in places]
-    room = max(min(r.sample_tokens, model.context_length - 1), 1)
-    sampler = compile_sampler(model, mesh, max_new_tokens=room, temperature=r.temperature, top_k=r.top_k)
+        places = np.linspace(0, max(len(text.valid) - PROMPT_TOKENS, 0), 5, dtype=int)[:-1]
+        prompts = [text.valid.read(place, min(place + PROMPT_TOKENS, len(text.valid))).tolist() for place in places]
+    sampler = compile_sampler(
+        model,
+        mesh,
+        max_new_tokens=max(min(r.sample_tokens, model.context_length - PROMPT_TOKENS), 1),
+        temperature=r.temperature,
+        top_k=r.top_k,
+    )
 
-    def sample(state) -> list[dict[str, str]]:
-        new = sampler(state.params, prompts, config.seed)
+    def sample(state: TrainState) -> list[dict[str, str]]:
+        continuations = sampler(state.params, prompts, config.seed).tolist()
         return [
             {"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(ids)}
-            for prompt, ids in zip(prompts, new.tolist(), strict=True)
+            for prompt, ids in zip(prompts, continuations, strict=True)
         ]
 
     return sample
 
 
 def finish(
-    config: ConfigDict, model: ModelConfig, workdir: Path, log: MetricsLog, began: float, steps: int
+    config: ConfigDict, model: ModelConfig, workdir: Path, log: MetricsLog, steps: int, began: float
 ) -> dict[str, float]:
     """Writes the report and prints the result."""
-    if not is_main_process():
-        return {}
     result = log.rows("valid")[-1]
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     summary = [
@@ -323,7 +340,7 @@ def finish(
     return {"loss": result["loss"], "bits_per_byte": result["bits_per_byte"]}
 
 
-def say(text: str) -> None:
+def announce(text: str) -> None:
     """Prints a line, once for all processes."""
     if is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        say(text)

@@ -64,104 +64,108 @@ class StopSignals:
         return int(np.max(multihost_utils.process_allgather(np.int32(self.received or 0)))) or None
 
 
-def fit(
-    state: TrainState,
-    *,
-    train_step: StepFunction,
-    batches: Iterator[Batch],
-    steps: int,
-    intervals: Intervals,
-    tokens_per_step: int,
-    flops_per_token: float,
-    peak_flops: float | None,
-    evaluate: Callable[[TrainState], dict[str, float]],
-    sample: Callable[[TrainState], list[dict[str, str]]],
-    describe_batch: Callable[[int], str],
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    progress: StepProgress,
-) -> TrainState:
-    """Trains from `state` to step `steps`.
+@dataclasses.dataclass
+class Loop:
+    """Everything that happens between the first step and the last.
 
-    Args:
-      batches: yields the batch of step `state.step` first.
+    Attributes:
+      train_step: (state, batch) -> (state, metrics); batches: yields the batch of the first step first.
+      steps: length of the run; tokens_per_step, flops_per_token, peak_flops: for the rows of metrics.
       evaluate: metrics of a state, `loss` among them.
       sample: texts of a state, rows of `prompt` and `continuation`.
       describe_batch: what step t (counted from 0) was fed with, for the message about a loss that is not finite.
-
-    Raises:
-      Interrupted: after SIGTERM or Ctrl-C, the state saved.
-      UserError: when the loss or a gradient is not finite, or the disk is full.
     """
-    start = int(state.step)
-    rate = _Rate(tokens_per_step, start)
 
-    def report_step(step: int, metrics: dict[str, jax.Array]) -> None:
+    train_step: StepFunction
+    batches: Iterator[Batch]
+    steps: int
+    intervals: Intervals
+    tokens_per_step: int
+    flops_per_token: float
+    peak_flops: float | None
+    evaluate: Callable[[TrainState], dict[str, float]]
+    sample: Callable[[TrainState], list[dict[str, str]]]
+    describe_batch: Callable[[int], str]
+    checkpoints: Checkpoints
+    log: MetricsLog
+    progress: StepProgress
+
+    def fit(self, state: TrainState) -> TrainState:
+        """Trains from `state` to the last step.
+
+        Raises:
+          Interrupted: after SIGTERM or Ctrl-C, the state saved.
+          UserError: when the loss or a gradient is not finite, or the disk is full.
+        """
+        start = int(state.step)
+        self._rate = _Rate(self.tokens_per_step, start)
+        if start:
+            self._evaluate_and_sample(start, state)  # in case a kill, or a hand, took what was due at this checkpoint
+            self.log.flush()
+        with StopSignals() as signals:
+            pending = None  # metrics of the step before: read only when the next is under way, so no device waits
+            for step in range(start + 1, self.steps + 1):
+                state, metrics = self.train_step(state, next(self.batches))
+                if pending is not None:
+                    self._record(*pending)
+                pending = (step, metrics)
+                stop = signals.agreed(step, self.intervals.log)
+                save = step == self.steps or _due(step, self.intervals.checkpoint) or stop is not None
+                if save or _due(step, self.intervals.evaluate) or _due(step, self.intervals.sample):
+                    self._record(*pending)
+                    pending = None
+                    with self._rate.paused():
+                        valid_loss = self._evaluate_and_sample(step, state)
+                        if save:
+                            self.log.flush()
+                            self.checkpoints.save(state, valid_loss=valid_loss)
+                if stop is not None and step < self.steps:
+                    self.checkpoints.wait()
+                    raise Interrupted(stop, step)
+            self.checkpoints.wait()
+        return state
+
+    def _record(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes note of a step that is done: its row, where one is due, and the progress."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
-            good = checkpoints.latest_step()
+            good = self.checkpoints.latest_step()
             raise UserError(
                 f"training: step {step} has loss {values['loss']} and gradient norm {values['gradient_norm']}. "
-                f"The batch: {describe_batch(step - 1)}. Last good checkpoint: {'none' if good is None else good} in "
-                f"{checkpoints.folder}. A lower schedule.peak, a longer schedule.warmup_steps or optimizer.clip_norm "
-                "usually helps."
+                f"The batch: {self.describe_batch(step - 1)}. Last good checkpoint: "
+                f"{'none' if good is None else good} in {self.checkpoints.folder}. A lower schedule.peak, a longer "
+                "schedule.warmup_steps or optimizer.clip_norm usually helps."
             )
-        if step == 1 or due(step, intervals.log):
-            speed = rate.at(step)
-            mfu = None if peak_flops is None else speed * flops_per_token / peak_flops
-            log.write(
+        if step == 1 or _due(step, self.intervals.log):
+            speed = self._rate.at(step)
+            mfu = None if self.peak_flops is None else speed * self.flops_per_token / self.peak_flops
+            self.log.write(
                 {"step": step, "split": "train", "loss": values["loss"], "bits_per_byte": None}
-                | {"tokens": step * tokens_per_step, "tokens_per_second": round(speed, 1), "mfu": mfu}
+                | {"tokens": step * self.tokens_per_step, "tokens_per_second": round(speed, 1), "mfu": mfu}
                 | {"learning_rate": values["learning_rate"], "gradient_norm": values["gradient_norm"]}
             )
-        progress.update(step, loss=values["loss"])
+        self.progress.update(step, loss=values["loss"])
 
-    def due(step: int, every: int) -> bool:
-        return bool(every) and step % every == 0
-
-    def evaluate_and_sample(step: int, state: TrainState) -> float | None:
-        """Makes the evaluation and the samples that are due at `step` and not yet on record."""
-        last = step == steps
-        done = {row["step"]: row["loss"] for row in log.rows("valid")}
-        loss = done.get(step)
-        if (last or due(step, intervals.evaluate)) and _everywhere(loss is None):
-            metrics = evaluate(state)
+    def _evaluate_and_sample(self, step: int, state: TrainState) -> float | None:
+        """Makes the evaluation and the samples that are due at `step` and not yet on record; the validation loss."""
+        last = step == self.steps
+        loss = next((row["loss"] for row in self.log.rows("valid") if row["step"] == step), None)
+        if (last or _due(step, self.intervals.evaluate)) and _everywhere(loss is None):
+            metrics = self.evaluate(state)
             loss = metrics["loss"]
-            log.write({"step": step, "split": "valid"} | metrics | {"tokens": step * tokens_per_step})
-            progress.say(f"step {step}: valid " + ", ".join(f"{name} {x:.4f}" for name, x in metrics.items()))
-        sampled = step in {row["step"] for row in log.samples()}
-        if (due(step, intervals.sample) or (last and intervals.sample)) and _everywhere(not sampled):
-            for row in sample(state):
-                log.write_sample({"step": step} | row)
-                progress.say(f"  {row['prompt']!r} ⟶ {row['continuation']!r}")
+            self.log.write({"step": step, "split": "valid"} | metrics | {"tokens": step * self.tokens_per_step})
+            self.progress.say(f"step {step}: valid " + ", ".join(f"{name} {x:.4f}" for name, x in metrics.items()))
+        sampled = any(row["step"] == step for row in self.log.samples())
+        due = self.intervals.sample and (last or _due(step, self.intervals.sample))
+        if due and _everywhere(not sampled):
+            for row in self.sample(state):
+                self.log.write_sample({"step": step} | row)
+                self.progress.say(f"  {row['prompt']!r} ⟶ {row['continuation']!r}")
         return loss
 
-    if start:
-        evaluate_and_sample(start, state)  # in case a kill, or a hand, took what was due at this checkpoint
-        log.flush()
-    with StopSignals() as signals:
-        pending = None  # metrics of the step before: read only when the next step is under way, so no device waits
-        for step in range(start + 1, steps + 1):
-            state, metrics = train_step(state, next(batches))
-            if pending is not None:
-                report_step(*pending)
-            pending = (step, metrics)
-            stop = signals.agreed(step, intervals.log)
-            save = step == steps or due(step, intervals.checkpoint) or stop is not None
-            if save or due(step, intervals.evaluate) or due(step, intervals.sample):
-                report_step(*pending)
-                pending = None
-                with rate.paused():
-                    valid_loss = evaluate_and_sample(step, state)
-                    if save:
-                        log.flush()
-                        checkpoints.save(state, valid_loss=valid_loss)
-            if stop is not None:
-                checkpoints.wait()
-                if step < steps:
-                    raise Interrupted(stop, step)
-        checkpoints.wait()
-    return state
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def _everywhere(value: bool) -> bool:
