@@ -1,6 +1,6 @@
 """Pretraining: next-token prediction on a text of any size.
 
-    python -m gpt_jax.main --config=configs/pretrain.py[:PRESET[,batch=INT][,steps=INT][,source=ADDRESS]]
+    python -m gpt_jax.main --config=configs/pretrain.py[:PRESET[,batch=INT][,steps=INT|,epochs=FLOAT][,source=ADDRESS]]
 
 Presets: `books` (default), `gpt1`, `gpt2-small`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`.
 """
@@ -12,7 +12,7 @@ from gpt_jax.configuration import parse_argument
 placeholder = config_dict.placeholder
 
 PRESETS = ("books", "gpt1", "gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
-FIELDS = {"batch": int, "steps": int, "source": str}
+FIELDS = {"batch": int, "steps": int, "epochs": float, "source": str}
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -24,7 +24,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if "batch" in values:
         config.train.batch_size = values["batch"]
     if "steps" in values:
-        config.train.steps, config.train.epochs = values["steps"], None
+        config.train.steps, config.train.epochs = values["steps"], 0.0
+    if "epochs" in values:
+        config.train.steps, config.train.epochs = 0, values["epochs"]
     if "source" in values:
         config.data.source = values["source"]
     return config.lock()
@@ -74,6 +76,7 @@ def defaults() -> ConfigDict:
                 kind="sentencepiece",
                 vocab_size=4096,
                 model_type="bpe",  # bpe | unigram
+                character_coverage=0.9995,  # share of the characters that get pieces; the rest is spelled in bytes
                 training_bytes=20_000_000,  # of text that the tokenizer is trained on; a seeded sample beyond
             ),
             data=dict(
@@ -108,8 +111,8 @@ def defaults() -> ConfigDict:
             train=dict(
                 batch_size=64,  # sequences a step, over all devices
                 accumulation=1,
-                steps=placeholder(int),
-                epochs=placeholder(float),  # instead of steps
+                steps=0,
+                epochs=0.0,  # instead of steps
                 log_every=10,
                 eval_every=1000,
             ),
@@ -128,11 +131,11 @@ def defaults() -> ConfigDict:
 
 def books(config: ConfigDict) -> None:
     """A small decoder on 18 public-domain books, for two CPU cores and ten minutes (LOG.md: how it was found)."""
-    config.train.update(batch_size=8, steps=3600, eval_every=600)
+    config.train.update(batch_size=8, steps=4500, eval_every=750)
     config.schedule.update(peak=3e-3, warmup_steps=100)
     config.optimizer.update(beta2=0.99, weight_decay=0.1)
-    config.checkpoint.every = 300
-    config.report.sample_every = 1200
+    config.checkpoint.every = 375
+    config.report.sample_every = 1500
 
 
 def gpt1(config: ConfigDict) -> None:

@@ -1,6 +1,5 @@
 """Experiment configs: what stands behind the colon, the workdir's record of a config, and what differs."""
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gpt_jax.disk import write_atomically
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, did_you_mean
 
-# Fields that change neither the numbers nor their order: a run may go on with others than it began with.
+# Fields that change neither the data order nor, but for rounding, the numbers: a run may go on with others.
 FREE_TO_CHANGE = ("mesh.", "checkpoint.", "report.", "data.cache_dir", "data.prefetch")
 
 
@@ -33,13 +32,13 @@ def parse_argument(argument: str | None, *, presets: Mapping[str, Any] | list[st
     words = [word.strip() for word in (argument or "").split(",") if word.strip()]
     preset = words.pop(0) if words and "=" not in words[0] else names[0]
     if preset not in names:
-        raise UserError(f"--config: no preset {preset!r}.{_nearest(preset, names)} There are: {', '.join(names)}.")
+        raise UserError(f"--config: no preset {preset!r}.{did_you_mean(preset, names)} There are: {', '.join(names)}.")
     values = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or key not in fields:
             raise UserError(
-                f"--config: {word!r} behind the preset.{_nearest(key, fields)} Expected "
+                f"--config: {word!r} behind the preset.{did_you_mean(key, fields)} Expected "
                 f"{', '.join(f'{name}={kind.__name__}' for name, kind in fields.items())}; "
                 "any other field is set by --config.FIELD=VALUE."
             )
@@ -48,11 +47,6 @@ def parse_argument(argument: str | None, *, presets: Mapping[str, Any] | list[st
         except ValueError:
             raise UserError(f"--config: {word!r}: expected {key}={fields[key].__name__}.") from None
     return preset, values
-
-
-def _nearest(name: str, names) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -71,30 +65,31 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def record(workdir: Path, name: str, current: dict[str, Any], *, what: str, free: tuple[str, ...] = ()) -> None:
-    """Writes `current` as workdir/name, or holds it against what an earlier start of this run wrote there.
+def check_same(workdir: Path, name: str, current: dict[str, Any], *, what: str, free: tuple[str, ...] = ()) -> None:
+    """Holds `current` against what an earlier start of this run wrote as workdir/name; writes nothing.
 
     Raises:
-      UserError: when a field differs that is not free to change; the message lists them all.
+      UserError: when a field differs that is not `free` to change; the message lists them all. Fields that the earlier
+        start did not know are passed over.
     """
     path = workdir / name
-    if path.exists():
-        try:
-            earlier = flatten(json.loads(path.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not whole JSON ({error}): restore it, or use another --workdir.") from None
-        now = flatten(current)
-        differ = [
-            f"  {field}: {earlier.get(field)!r} there, {now.get(field)!r} here"
-            for field in sorted(earlier.keys() | now.keys())
-            if earlier.get(field) != now.get(field) and not field.startswith(free)
-        ]
-        if differ:
-            raise UserError(
-                f"{workdir} holds a run with another {what}:\n" + "\n".join(differ) + "\n"
-                "Use another --workdir for a new run, or set these back to go on with the old one."
-            )
-    write_json(path, current)
+    if not path.exists():
+        return
+    try:
+        earlier = flatten(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not whole JSON ({error}): restore it, or use another --workdir.") from None
+    now = flatten(current)
+    differ = [
+        f"  {field}: {earlier[field]!r} there, {now.get(field)!r} here"
+        for field in sorted(earlier)
+        if earlier[field] != now.get(field) and not field.startswith(free)
+    ]
+    if differ:
+        raise UserError(
+            f"{workdir} holds a run with another {what}:\n" + "\n".join(differ) + "\n"
+            "Use another --workdir for a new run, or set these back to go on with the old one."
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,6 +4,8 @@ python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config
 """
 
 import importlib
+import itertools
+import re
 import signal
 import sys
 from pathlib import Path
@@ -22,27 +24,17 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     Raises:
       UserError: for flags, files and values that are not as expected.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", help_string=f"The experiment. {USAGE}", flag_values=values, lock_config=True, sys_argv=argv
-    )
-    flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/CONFIG-PRESET/.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
-    chosen = next((word.split("=", 1)[1] for word in argv[1:] if word.lstrip("-").startswith("config=")), None)
+    chosen = _config_argument(argv)
+    if chosen is not None and not Path(chosen.partition(":")[0]).is_file():
+        shipped = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py"))) or "none here"
+        raise UserError(f"--config={chosen}: no file {chosen.partition(':')[0]}. In configs/: {shipped}.")
+    overrides = [word for word in argv[1:] if word.lstrip("-").startswith("config.")]
+    _parse([word for word in argv if word not in overrides])  # what fails here is no override's fault
     try:
-        if chosen is not None and not Path(chosen.partition(":")[0]).is_file():
-            shipped = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py"))) or "none here"
-            raise UserError(f"--config={chosen}: no file {chosen.partition(':')[0]}. In configs/: {shipped}.")
-        positional = values(argv)[1:]
-    except flags.Error as error:
-        raise UserError(f"{error}\nUsage: {USAGE}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections speaks of an override it cannot place or convert through these; what the config file itself
-        # raises is a bug of that file, and keeps its traceback.
-        if not any(word.lstrip("-").startswith("config.") for word in argv[1:]):
-            raise
+        values, positional = _parse(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections' words for a bad override
         text = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").split()).strip("'\" ")
-        raise UserError(f"--config overrides: {text}. Fields are listed in {chosen}.") from None
+        raise UserError(f"--config overrides: {text}. The fields stand in {chosen}.") from None
     if values.help:
         print(f"{USAGE}\n\n{values.get_help()}")
         raise SystemExit(0)
@@ -53,9 +45,32 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     if chosen is None:
         raise UserError(f"--config is missing.\nUsage: {USAGE}")
     name, _, argument = chosen.partition(":")
-    variant = argument.replace(",", "-").replace("=", "") or values.config.model.preset
+    variant = re.sub(r"[^\w.-]+", "-", argument) or values.config.model.preset
     workdir = Path(values.workdir) if values.workdir else Path("runs") / f"{Path(name).stem}-{variant}"
     return values.config, workdir
+
+
+def _parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of `argv`, and what is no flag."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", help_string=f"The experiment. {USAGE}", flag_values=values, lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/CONFIG-PRESET/.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
+    try:
+        return values, values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}\nUsage: {USAGE}") from None
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    """What `--config` was given, as `--config=X` or `--config X`."""
+    for word, following in itertools.pairwise([*argv[1:], None]):
+        flag, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == "config":
+            return value if equals else following
+    return None
 
 
 def run(config: ConfigDict, workdir: str | Path):

@@ -12,7 +12,7 @@ from gpt_jax.errors import UserError
 class ModelConfig:
     """One member of the family. `gpt_jax.models.presets` names the published ones.
 
-    The four places of dropout follow `dropout` where they are None.
+    The three places of dropout follow `dropout` where they are None.
     """
 
     vocab_size: int
@@ -74,6 +74,8 @@ class ModelConfig:
                 f"model: num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}. "
                 f"Head counts that do: {_divisors(self.embed_dim)}."
             )
+        if self.positions == "rotary" and self.head_width % 2:
+            raise UserError(f"model: rotary positions turn pairs, and the head width {self.head_width} is odd.")
         if self.num_heads % self.kv_heads:
             raise UserError(
                 f"model: key_value_heads={self.kv_heads} does not divide num_heads={self.num_heads}; "

@@ -1,5 +1,6 @@
 """Pretraining: documents in, a language model, its loss curve and its own sentences out."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -31,7 +32,7 @@ from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
-from gpt_jax.parallel.runtime import is_main_process
+from gpt_jax.parallel.runtime import do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock, say
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
@@ -51,11 +52,12 @@ PROMPT_TOKENS = 16  # of held-out text, which samples continue
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What a run reads: its tokenizer, its training windows, its held-out tokens."""
+    """What a run reads: its tokenizer, its training windows, its held-out tokens, and the fingerprints of it all."""
 
     tokenizer: Tokenizer
     windows: Windows
     valid: TokenStore
+    facts: dict[str, Any]
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -72,16 +74,30 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     model = model_config(**config.model)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
+    schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work
     with open_workdir(workdir):
-        if is_main_process():
-            free = configuration.FREE_TO_CHANGE
-            configuration.record(workdir, "config.json", configuration.as_json(config), what="config", free=free)
-            configuration.write_json(workdir / "environment.json", environment())
+        do_on_main_process(lambda: check_config(config, workdir))
         announce(f"{config.model.preset}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
-        text = open_text(config, workdir)
+        text = open_text(config)
         steps = total_steps(config, len(text.windows))
+        do_on_main_process(lambda: record(config, text, workdir))
         log = train(config, model, mesh, text, steps, workdir)
         return finish(config, model, workdir, log, steps, began) if is_main_process() else {}
+
+
+def check_config(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError where the run in `workdir` was begun with other fields."""
+    current = configuration.as_json(config)
+    configuration.check_same(workdir, "config.json", current, what="config", free=configuration.FREE_TO_CHANGE)
+
+
+def record(config: ConfigDict, text: Text, workdir: Path) -> None:
+    """Writes what the run is made of, now that nothing is left to refuse; UserError where its text is another."""
+    configuration.check_same(workdir, "data.json", text.facts, what="text (it has changed since the run began)")
+    text.tokenizer.save(workdir / "tokenizer")
+    configuration.write_json(workdir / "data.json", text.facts)
+    configuration.write_json(workdir / "environment.json", environment())
+    configuration.write_json(workdir / "config.json", configuration.as_json(config))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -109,17 +125,20 @@ def resolve(config: ConfigDict) -> ConfigDict:
             f"data.sequence_length={config.data.sequence_length}: expected 1 to model.context_length="
             f"{model.context_length}."
         )
-    if (config.train.steps is None) == (config.train.epochs is None):
+    if (config.train.steps > 0) == (config.train.epochs > 0):
         raise UserError(
-            f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them "
-            "(--config.train.epochs=None empties a field)."
+            f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them and set "
+            "the other to 0."
         )
+    if config.checkpoint.keep < 1:
+        raise UserError(f"checkpoint.keep={config.checkpoint.keep}: expected at least 1.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}: expected 0 to {2**32 - 1}.")
     tokens_per_step = config.train.batch_size * config.data.sequence_length
     for name in ("warmup", "decay"):
         if (tokens := config.schedule[f"{name}_tokens"]) is not None:
             config.schedule[f"{name}_steps"] = math.ceil(tokens / tokens_per_step)
-    if not config.data.cache_dir:
-        config.data.cache_dir = str(cache_folder(None))
+    config.data.cache_dir = str(cache_folder(config.data.cache_dir))
     return config.lock()
 
 
@@ -141,11 +160,11 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def open_text(config: ConfigDict, workdir: Path) -> Text:
-    """Opens the text: read, tokenised and stored now, or found in the cache; the tokenizer is copied to the workdir.
+def open_text(config: ConfigDict) -> Text:
+    """Opens the text: read, tokenised and stored now, or found in the cache.
 
     Raises:
-      UserError: for what is wrong with the text, or when it is not what the run in `workdir` began with.
+      UserError: for what is wrong with the text.
     """
     data, cache = config.data, Path(config.data.cache_dir)
     source = open_source(
@@ -161,14 +180,11 @@ def open_text(config: ConfigDict, workdir: Path) -> Text:
         split: open_or_build(source, split, tokenizer, cache_dir=cache, progress=is_main_process())
         for split in ("train", "valid")
     }
-    if is_main_process():
-        tokenizer.save(workdir / "tokenizer")
-        facts: dict[str, Any] = {"tokenizer": tokenizer.fingerprint}
-        for split, store in stores.items():
-            counts = {name: store.manifest[name] for name in ("tokens", "documents", "bytes")}
-            facts[split] = {"fingerprint": source.fingerprint(split)} | counts
-        configuration.record(workdir, "data.json", facts, what="text (it has changed since the run began)")
-    return Text(tokenizer, Windows(stores["train"], data.sequence_length), stores["valid"])
+    facts: dict[str, Any] = {"tokenizer": tokenizer.fingerprint}
+    for split, store in stores.items():
+        counts = {name: store.manifest[name] for name in ("tokens", "documents", "bytes")}
+        facts[split] = {"fingerprint": source.fingerprint(split)} | counts
+    return Text(tokenizer, Windows(stores["train"], data.sequence_length), stores["valid"], facts)
 
 
 def open_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
@@ -182,13 +198,14 @@ def open_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
         vocab_size=config.tokenizer.vocab_size,
         model_type=config.tokenizer.model_type,
         training_bytes=config.tokenizer.training_bytes,
+        character_coverage=config.tokenizer.character_coverage,
         progress=is_main_process(),
     )
 
 
 def total_steps(config: ConfigDict, num_windows: int) -> int:
     """Updates of the whole run."""
-    if config.train.steps is not None:
+    if config.train.steps:
         return config.train.steps
     return max(int(config.train.epochs * num_windows / config.train.batch_size), 1)
 
@@ -198,7 +215,7 @@ def train(
 ) -> MetricsLog:
     """From the opened text to the last checkpoint; returns the record of the run, closed."""
     c, batch, length = config, config.train.batch_size, config.data.sequence_length
-    schedule, optimizer = open_optimizer(config, steps)
+    schedule, optimizer = schedule_and_optimizer(config, steps)
     build = state_builder(functools.partial(decoder.init, model), optimizer, c.seed)
     abstract = abstract_state(build, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
@@ -227,7 +244,9 @@ def train(
     )
     log = MetricsLog(workdir, resume_step=start, main_process=is_main_process(), tensorboard=c.report.tensorboard)
     progress = StepProgress(total=steps, start=start, main_process=is_main_process())
-    try:
+    with contextlib.ExitStack() as stack:
+        for closed_at_the_end in (checkpoints, log, progress):
+            stack.callback(closed_at_the_end.close)
         loop = Loop(
             train_step=step,
             batches=batches,
@@ -249,14 +268,10 @@ def train(
             progress=progress,
         )
         loop.fit(state)
-    finally:
-        progress.close()
-        log.close()
-        checkpoints.close()
     return log
 
 
-def open_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+def schedule_and_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The learning-rate schedule of a run of `steps` updates, and the optimizer that follows it."""
     schedule = make_schedule(
         config.schedule.name,
@@ -273,7 +288,8 @@ def make_evaluate(
     config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function state -> `loss` and `bits_per_byte` of the whole held-out text."""
-    batch, length = config.train.batch_size, config.data.sequence_length
+    # as many rows at once as in training, where the batch may be worked off in parts
+    batch, length = config.train.batch_size // config.train.accumulation, config.data.sequence_length
     windows = EvaluationWindows(text.valid, length, pad=text.tokenizer.specials.pad)
     rows = sharding((batch, length), ("batch", "time"), mesh)
     score = compile_scorer(model, text.tokenizer.token_bytes, mesh)
@@ -285,17 +301,18 @@ def make_sample(
 ) -> Callable[[TrainState], list[dict[str, str]]]:
     """A function state -> rows of `prompt` and `continuation`; prompts are the config's, or held-out passages."""
     r, tokenizer = config.report, text.tokenizer
-    if not r.sample_every:
+    if not (r.sample_every and r.sample_tokens > 0 and model.context_length > 1):
         return lambda state: []
     if r.prompts:
-        prompts = [list(tokenizer.encode(prompt)) for prompt in r.prompts]
+        end_of_text = tokenizer.specials.end_of_text  # before an empty prompt, so that there is something to continue
+        prompts = [list(tokenizer.encode(prompt)) or [end_of_text] for prompt in r.prompts]
     else:
         places = np.linspace(0, max(len(text.valid) - PROMPT_TOKENS, 0), 5, dtype=int)[:-1]
         prompts = [text.valid.read(place, min(place + PROMPT_TOKENS, len(text.valid))).tolist() for place in places]
     sampler = compile_sampler(
         model,
         mesh,
-        max_new_tokens=max(min(r.sample_tokens, model.context_length - PROMPT_TOKENS), 1),
+        max_new_tokens=min(r.sample_tokens, max(model.context_length - PROMPT_TOKENS, 1)),
         temperature=r.temperature,
         top_k=r.top_k,
     )

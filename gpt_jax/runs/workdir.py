@@ -1,6 +1,7 @@
 """The folder of a run: opened, locked, and held against what an earlier start left in it."""
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -9,12 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
 from gpt_jax.errors import UserError
-from gpt_jax.parallel.runtime import is_main_process
+from gpt_jax.parallel.runtime import do_on_main_process
 
 
 @contextlib.contextmanager
@@ -22,27 +23,39 @@ def open_workdir(path: Path) -> Iterator[Path]:
     """Creates the folder where it is absent and keeps other runs out of it for as long as the block lasts.
 
     Raises:
-      UserError: when the folder cannot be written, or another process is at work in it.
+      UserError: when the folder cannot be written, another process is at work in it, or its disk becomes full.
     """
+    with contextlib.ExitStack() as stack:
+        do_on_main_process(lambda: stack.enter_context(_lock(path)))
+        try:
+            yield path
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"no space left on the disk of {error.filename or path}. What was saved is whole, the last checkpoint "
+                "too; free some space and start again to go on from it."
+            ) from error
+
+
+def _lock(path: Path) -> IO:
+    """The lock file of the folder, locked; the kernel lets go of it when the process ends, however it ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not is_main_process():
-            yield path
-            return
         lock = open(path / ".lock", "a")
     except OSError as error:
         raise UserError(
             f"--workdir={path}: cannot be written ({error.strerror}). Choose a folder that can: --workdir=DIR."
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--workdir={path}: another process is training in this folder. Wait for it, stop it, or choose "
-                "another --workdir."
-            ) from None
-        yield path
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(
+            f"--workdir={path}: another process is training in this folder. Wait for it, stop it, or choose another "
+            "--workdir."
+        ) from None
+    return lock
 
 
 def cache_folder(configured: str | None) -> Path:

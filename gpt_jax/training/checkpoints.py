@@ -1,8 +1,8 @@
 """Checkpoints: Orbax saves them, a digest of every array proves them."""
 
 import errno
+import functools
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.rules import path_string
-from gpt_jax.parallel.runtime import is_main_process
+from gpt_jax.parallel.runtime import is_main_process, on_every_process
+from gpt_jax.progress import say
 from gpt_jax.training.state import TrainState
-
-# Orbax logs a failed write with a traceback from every thread that meets it, and raises it all the same; it is the
-# exception that we explain.
-absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 class Checkpoints:
@@ -34,6 +31,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int):
         """Opens `folder`, creating it where it is absent; what a killed process left half-written is removed."""
+        # Orbax logs a failed write with a traceback from every thread that meets it, and raises it all the same; it is
+        # the exception that we explain.
+        absl_logging.set_verbosity(absl_logging.FATAL)
         self.folder = folder.absolute()
         policies = checkpoint_managers.preservation_policy
         # Two policies, either of which keeps: `best_fn` with `max_to_keep` would delete the newest for the best.
@@ -105,23 +105,30 @@ class Checkpoints:
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                state = self._restore_step(step, abstract)
-            except Exception as error:  # whatever Orbax, TensorStore or a JSON parser says of damaged files
-                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                    raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-                print(f"warning: checkpoint {self.folder / str(step)} is damaged: {reason}", file=sys.stderr)
-                damaged.append(step)
-                continue
-            self._set_aside(damaged)
-            return state
+            state = self._restore_sound(step, abstract)
+            if on_every_process(state is not None):
+                self._set_aside(damaged)
+                return state
+            damaged.append(step)
         if damaged:
             raise UserError(
                 f"checkpoints: every one in {self.folder} is damaged ({', '.join(map(str, damaged))}; see above). "
                 "Restore the folder from a copy, or delete it to start the run anew."
             )
         return None
+
+    def _restore_sound(self, step: int, abstract: TrainState) -> TrainState | None:
+        """The checkpoint of `step`, or None and a warning where it is damaged."""
+        try:
+            return self._restore_step(step, abstract)
+        except (MemoryError, PermissionError, ConnectionError, TimeoutError):
+            raise  # of the machine, not of the checkpoint
+        except Exception as error:  # whatever Orbax, TensorStore or a JSON parser says of damaged files
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            say(f"warning: checkpoint {self.folder / str(step)} is damaged: {reason}")
+            return None
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves damaged checkpoints out of the way of those that will be saved under the same steps."""
@@ -132,7 +139,7 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             for step in steps:
                 (self.folder / str(step)).rename(aside / f"{step}-{time.time_ns()}")
-        print(f"warning: moved to {aside}: {', '.join(map(str, steps))}", file=sys.stderr)
+            say(f"warning: moved to {aside}: {', '.join(map(str, steps))}")
         multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
         self._last_saved = self.latest_step()
@@ -191,10 +198,17 @@ def digests(tree) -> dict[str, int]:
     The sum of (bits · (2·index + 1)) modulo 2³²: integer sums do not depend on their order, and a change of any one
     element always changes the sum.
     """
+    tree = _as_dict(tree) if isinstance(tree, TrainState) else tree
     mesh = next((x.sharding.mesh for x in jax.tree.leaves(tree) if isinstance(x.sharding, NamedSharding)), None)
-    out = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_digest, tree), out_shardings=out)(_as_dict(tree)))
+    sums = jax.device_get(_digest_program(mesh)(tree))
     return {path_string(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
+
+
+@functools.cache
+def _digest_program(mesh: jax.sharding.Mesh | None):
+    """The jitted digest of a tree; one for a mesh, since making it anew would compile it at every checkpoint."""
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda tree: jax.tree.map(_digest, tree), out_shardings=replicated)
 
 
 def _digest(x: jax.Array) -> jax.Array:

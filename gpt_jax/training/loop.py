@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gpt_jax.errors import Interrupted, UserError
+from gpt_jax.parallel.runtime import from_main_process
 from gpt_jax.progress import StepProgress
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.metrics_log import MetricsLog
@@ -134,7 +135,7 @@ class Loop:
                 f"training: step {step} has loss {values['loss']} and gradient norm {values['gradient_norm']}. "
                 f"The batch: {self.describe_batch(step - 1)}. Last good checkpoint: "
                 f"{'none' if good is None else good} in {self.checkpoints.folder}. A lower schedule.peak, a longer "
-                "schedule.warmup_steps or optimizer.clip_norm usually helps."
+                "schedule.warmup_steps or optimizer.clip_norm usually helps, in a new --workdir."
             )
         if step == 1 or _due(step, self.intervals.log):
             speed = self._rate.at(step)
@@ -150,14 +151,14 @@ class Loop:
         """Makes the evaluation and the samples that are due at `step` and not yet on record; the validation loss."""
         last = step == self.steps
         loss = next((row["loss"] for row in self.log.rows("valid") if row["step"] == step), None)
-        if (last or _due(step, self.intervals.evaluate)) and _everywhere(loss is None):
+        if (last or _due(step, self.intervals.evaluate)) and from_main_process(loss is None):
             metrics = self.evaluate(state)
             loss = metrics["loss"]
             self.log.write({"step": step, "split": "valid"} | metrics | {"tokens": step * self.tokens_per_step})
             self.progress.say(f"step {step}: valid " + ", ".join(f"{name} {x:.4f}" for name, x in metrics.items()))
         sampled = any(row["step"] == step for row in self.log.samples())
         due = self.intervals.sample and (last or _due(step, self.intervals.sample))
-        if due and _everywhere(not sampled):
+        if due and from_main_process(not sampled):
             for row in self.sample(state):
                 self.log.write_sample({"step": step} | row)
                 self.progress.say(f"  {row['prompt']!r} ⟶ {row['continuation']!r}")
@@ -166,13 +167,6 @@ class Loop:
 
 def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-def _everywhere(value: bool) -> bool:
-    """The first process's answer, on all of them: only it has the record."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 class _Rate:

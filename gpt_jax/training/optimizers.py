@@ -41,10 +41,12 @@ def make_optimizer(
       mu_dtype: dtype of the first moment; the parameters' by default.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: for an unknown name or dtype.
     """
     if name != "adamw":
         raise UserError(f"optimizer.name={name!r}: expected one of adamw.")
+    if mu_dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"optimizer.mu_dtype={mu_dtype!r}: expected float32 or bfloat16.")
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(beta1, beta2, epsilon, mu_dtype=None if mu_dtype is None else jnp.dtype(mu_dtype)),

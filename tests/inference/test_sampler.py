@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,11 +19,22 @@ def params(one_device):
     return decoder.init(CONFIG, jax.random.key(0))
 
 
+@jax.jit
+def all_logits(params, ids):
+    return decoder.Decoder(CONFIG).apply({"params": params}, ids)
+
+
+def last_logits(params, ids):
+    """Scores of what follows `ids`; one program for all lengths."""
+    padded = np.zeros((1, CONFIG.context_length), np.int32)
+    padded[0, : len(ids)] = ids
+    return np.asarray(all_logits(params, padded)[0, len(ids) - 1], np.float64)
+
+
 def greedy_by_hand(params, prompt, new):
     ids = list(prompt)
     for _ in range(new):
-        logits = decoder.Decoder(CONFIG).apply({"params": params}, jnp.asarray([ids]))
-        ids.append(int(jnp.argmax(logits[0, -1])))
+        ids.append(int(last_logits(params, ids).argmax()))
     return ids[len(prompt) :]
 
 
@@ -40,7 +50,7 @@ def test_draws_follow_the_distribution_that_temperature_and_top_k_state(params):
     temperature, top_k, draws = 1.7, 5, 4000
     sample = compile_sampler(CONFIG, single_device_mesh(), max_new_tokens=1, temperature=temperature, top_k=top_k)
     ids = sample(params, [[3, 1, 4]] * draws, 0)[:, 0]
-    logits = np.asarray(decoder.Decoder(CONFIG).apply({"params": params}, jnp.asarray([[3, 1, 4]]))[0, -1], np.float64)
+    logits = last_logits(params, [3, 1, 4])
     logits[np.argsort(logits)[:-top_k]] = -np.inf
     expected = np.exp(logits / temperature)
     expected *= draws / expected.sum()

@@ -104,7 +104,7 @@ def hex_numbers(workdir: Path) -> dict:
 
 
 def kill_when(process: subprocess.Popen, condition, *, number: int = signal.SIGKILL, timeout: float = 240) -> str:
-    """Sends a signal as soon as `condition()` holds; returns the output. Asserts that the process was still running."""
+    """Sends a signal as soon as `condition()` holds; returns the output. Asserts that it is what ended the process."""
     deadline = time.monotonic() + timeout
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -112,4 +112,6 @@ def kill_when(process: subprocess.Popen, condition, *, number: int = signal.SIGK
             raise AssertionError(f"the moment to kill never came:\n{process.communicate()[0]}")
         time.sleep(0.001)
     process.send_signal(number)
-    return process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+    return output

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,7 +56,7 @@ def test_two_processes_stop_together_by_a_signal_to_one_and_go_on(runs, tmp_path
     log = tmp_path / "stopped" / "metrics.jsonl"
     output = kill_when(processes[0], lambda: log.exists() and log.read_text().count("train") > 3, number=signal.SIGTERM)
     processes[1].communicate(timeout=120)
-    assert [process.returncode for process in processes] == [143, 143], output
+    assert [process.returncode for process in processes] == [143, 143]
     stopped_at = int(re.search(r"after step (\d+)", output)[1])
     assert f"checkpoint of step {stopped_at}" in finish_two(runs, tmp_path / "stopped")[0]
     finish_two(runs, tmp_path / "undisturbed")
@@ -66,3 +67,12 @@ def test_a_variable_that_is_missing_is_named(runs, tmp_path):
     process = runs.start(tmp_path, environment={"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2"})
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2 and "JAX_PROCESS_ID not set" in output
+
+
+def test_a_refusal_of_the_first_process_ends_them_all(runs, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    processes = start_two(runs, tmp_path / "run", **{"train.steps": 20})
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert "train.steps: 12 there, 20 here" in outputs[0]
+    assert "process 0 does not go on" in outputs[1] and "Traceback" not in outputs[1]

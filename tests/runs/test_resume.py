@@ -19,7 +19,7 @@ def first_match(folder, pattern):
 
 
 KILL_POINTS = {
-    "while the workdir is new": lambda workdir, cache: lambda: (workdir / "config.json").exists(),
+    "while the workdir is new": lambda workdir, cache: lambda: (workdir / ".lock").exists(),
     "while the tokenizer is trained": lambda workdir, cache: first_match(cache, "tokenizers/*/lock"),
     "while the tokens are written": lambda workdir, cache: first_match(cache, "tokens/*/data-*"),
     "before the first checkpoint": lambda workdir, cache: rows_reach(workdir, 2),
