@@ -101,7 +101,7 @@ class MetricsLog:
             return
         self._samples.write(row)
         if self._tensorboard is not None:
-            self._tensorboard.add_text("sample", f"**{row['prompt']}**{row['continuation']}", row["step"])
+            self._tensorboard.add_text("sample", f"{row['prompt']} **⟶** {row['continuation']}", row["step"])
 
     def flush(self) -> None:
         """Forces everything onto the disk."""

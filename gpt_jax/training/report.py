@@ -32,7 +32,7 @@ def write_report(
         last = samples[-1]["step"]
         lines += ["", f"## Samples after step {last}", ""]
         for row in (row for row in samples if row["step"] == last):
-            lines += _quote(f"**{_escape(row['prompt'])}**{_escape(row['continuation'])}") + [""]
+            lines += _quote(f"{_escape(row['prompt'])} **⟶** {_escape(row['continuation'])}") + [""]
     for name, value in (("Config", config), ("Environment", environment)):
         lines += ["", f"## {name}", "", "```json", json.dumps(value, indent=2), "```"]
     path = workdir / "report.md"

@@ -59,5 +59,5 @@ def test_a_report_shows_samples_as_they_are(tmp_path):
         tmp_path, title="T", summary=[("a", "b")], rows=rows, samples=samples, config={}, environment={}
     )
     text = path.read_text()
-    assert "> **\\# \\*not\\* a heading**" in text and "\\<b\\>nor bold" in text
+    assert "> \\# \\*not\\* a heading **⟶** " in text and "\\<b\\>nor bold" in text
     assert (tmp_path / "loss.png").stat().st_size > 1000
