@@ -81,7 +81,7 @@ def defaults() -> ConfigDict:
                 vocab_size=4096,
                 model_type="bpe",  # bpe | unigram
                 character_coverage=0.9995,  # share of the characters that get pieces; the rest is spelled in bytes
-                training_bytes=20_000_000,  # of text that the tokenizer is trained on; a seeded sample beyond
+                training_bytes=10_000_000,  # of text that the tokenizer is trained on; a seeded sample of more
             ),
             data=dict(
                 source="books",  # books | file:PATH-or-glob | tfds:NAME[/CONFIG]
