@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from conftest_runs import ROOT, read_metrics
 
+import gpt_jax
 from gpt_jax import configuration
 from gpt_jax.data.sources import open_source
 from gpt_jax.data.token_store import open_or_build
 from gpt_jax.errors import UserError
+from gpt_jax.main import parse_flags
 from gpt_jax.models import decoder
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
@@ -142,3 +144,11 @@ def test_fields_that_change_no_number_may_change(tmp_path):
     configuration.check_same(tmp_path, "config.json", second, what="config", free=configuration.FREE_TO_CHANGE)
     with pytest.raises(UserError, match="seed: 0 there, 1 here"):
         configuration.check_same(tmp_path, "config.json", second | {"seed": 1}, what="config")
+
+
+def test_the_packages_function_does_what_the_command_does(runs, tmp_path):
+    arguments = runs.arguments(tmp_path, **{"train.steps": 3, "train.eval_every": 0, "report.sample_every": 0})
+    config, workdir = parse_flags(["main", *arguments])
+    result = gpt_jax.run(config, workdir)
+    row = read_metrics(tmp_path)[3, "valid"]
+    assert result == {"loss": row["loss"], "bits_per_byte": row["bits_per_byte"]}
