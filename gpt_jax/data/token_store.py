@@ -2,7 +2,7 @@
 
 CACHE/tokens/FINGERPRINT/
     lock            held while building; the kernel frees it if the builder dies
-    data-RANDOM/    the array: TensorStore's zarr3, shards of 8 Mi tokens, chunks of 8 Ki, each with its crc32c
+    data-RANDOM/    the array: TensorStore's zarr3, shards of 4 Mi tokens, chunks of 8 Ki, each with its crc32c
     manifest.json   written last and atomically. Without it there is no store, whatever else lies in the folder
 """
 
@@ -23,9 +23,9 @@ from gpt_jax.progress import byte_progress
 from gpt_jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
-SHARD_TOKENS = 2**23  # one file; also what a builder holds in memory
+SHARD_TOKENS = 2**22  # one file; also what a builder holds in memory
 CHUNK_TOKENS = 2**13  # the least that is read from disk: 16 KB of uint16
-BATCH_CHARACTERS = 2**22  # tokenised at once, on all cores
+BATCH_CHARACTERS = 2**21  # tokenised at once, on all cores
 CACHE_BYTES = 2**26  # of decoded chunks and shard indices, for all stores of the process together
 MANIFEST = "manifest.json"
 
