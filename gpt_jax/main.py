@@ -5,6 +5,7 @@ python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config
 
 import importlib
 import itertools
+import pkgutil
 import re
 import signal
 import sys
@@ -33,7 +34,8 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     try:
         values, positional = _parse(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections' words for a bad override
-        text = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").split()).strip("'\" ")
+        words = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "")
+        text = " ".join(words.split()).strip("'\" ")
         raise UserError(f"--config overrides: {text}. The fields stand in {chosen}.") from None
     if values.help:
         print(f"{USAGE}\n\n{values.get_help()}")
@@ -79,8 +81,12 @@ def run(config: ConfigDict, workdir: str | Path):
     Raises:
       UserError: for everything that the caller can mend.
     """
+    from gpt_jax import runs
     from gpt_jax.parallel import runtime
 
+    known = sorted(module.name for module in pkgutil.iter_modules(runs.__path__) if module.name != "workdir")
+    if config.run not in known:
+        raise UserError(f"run={config.run!r}: expected one of {', '.join(known)}.")
     runtime.start()
     return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
 

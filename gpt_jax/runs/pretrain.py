@@ -47,6 +47,14 @@ from gpt_jax.training.schedules import make_schedule
 from gpt_jax.training.state import TrainState, abstract_state, create_state, state_builder
 from gpt_jax.training.step import compile_train_step
 
+COUNTS = (  # 0 switches each of them off
+    "train.log_every",
+    "train.eval_every",
+    "checkpoint.every",
+    "report.sample_every",
+    "report.sample_tokens",
+    "report.top_k",
+)
 PROMPT_TOKENS = 16  # of held-out text, which samples continue
 
 
@@ -132,6 +140,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
         )
     if config.checkpoint.keep < 1:
         raise UserError(f"checkpoint.keep={config.checkpoint.keep}: expected at least 1.")
+    fields = configuration.flatten(config.to_dict())
+    for name in (*COUNTS, "report.temperature"):
+        if fields[name] < 0:
+            raise UserError(f"{name}={fields[name]}: expected 0 or more.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}: expected 0 to {2**32 - 1}.")
     tokens_per_step = config.train.batch_size * config.data.sequence_length
