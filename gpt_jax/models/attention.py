@@ -36,27 +36,69 @@ def dot_product_attention(
     for start in range(0, time, block):
         stop = min(start + block, time)
         block_key = None if key is None else jax.random.fold_in(key, start)
+        visible_TS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
         outputs.append(
-            _attend(q_BTKGH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], start, dropout_rate, block_key)
+            _attend(q_BTKGH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], visible_TS, dropout_rate, block_key)
         )
     return jnp.concatenate(outputs, axis=1).reshape(batch, time, heads, width)
 
 
-def _attend(q_BTKGH, k_BSKH, v_BSKH, start, dropout_rate, key):
-    """Attention of the queries at positions `start`, `start` + 1, ... to all the keys given."""
-    time, keys, width = q_BTKGH.shape[1], k_BSKH.shape[1], q_BTKGH.shape[-1]
-    wide = jnp.promote_types(q_BTKGH.dtype, jnp.float32)
-    scores_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=wide) * width**-0.5
-    visible_TS = jnp.arange(keys) <= start + jnp.arange(time)[:, None]
+def banded_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    window: int,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """`dot_product_attention` in which query t sees only keys t - `window` < s ≤ t; its cost grows with T · window.
+
+    The locally banded pattern of Sparse Transformers (Child et al. 2019) that GPT-3 puts in every other layer (Brown
+    et al. 2020, §2.1). Queries stand in chunks (C) of `window`; each chunk meets its own keys and those of the chunk
+    before, which is all that it may see.
+
+    Returns: [B, T, N, H] in q's dtype.
+    """
+    batch, time, heads, width = q_BTNH.shape
+    if window >= time:
+        return dot_product_attention(q_BTNH, k_BSKH, v_BSKH, dropout_rate=dropout_rate, key=key)
+    kv_heads, chunks = k_BSKH.shape[2], -(-time // window)
+
+    def chunked(x: jax.Array) -> jax.Array:  # behind the end stand zeros, which no real query sees
+        x = jnp.pad(x, ((0, 0), (0, chunks * window - time), (0, 0), (0, 0)))
+        return x.reshape(batch, chunks, window, *x.shape[2:])
+
+    def with_chunk_before(x: jax.Array) -> jax.Array:
+        before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+        return jnp.concatenate([before, x], axis=2)
+
+    q_BCTKGH = chunked(q_BTNH).reshape(batch, chunks, window, kv_heads, heads // kv_heads, width)
+    k_BCSKH, v_BCSKH = with_chunk_before(chunked(k_BSKH)), with_chunk_before(chunked(v_BSKH))
+    distance_TS = window + jnp.arange(window)[:, None] - jnp.arange(2 * window)
+    exists_CS = (jnp.arange(chunks) > 0)[:, None] | (jnp.arange(2 * window) >= window)  # nothing before chunk 0
+    visible_CTS = (distance_TS >= 0) & (distance_TS < window) & exists_CS[:, None, :]
+    out_BCTKGH = _attend(q_BCTKGH, k_BCSKH, v_BCSKH, visible_CTS[:, None, None], dropout_rate, key)
+    return out_BCTKGH.reshape(batch, chunks * window, heads, width)[:, :time]
+
+
+def _attend(q, k, v, visible, dropout_rate, key):
+    """Attention of queries [..., T, K, G, H] to keys and values [..., S, K, H] where `visible` [..., T, S] allows."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("...tkgh,...skh->...kgts", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     # Masked scores are replaced, not lowered by a sum: finfo.min stays finite where -1e9 overflows (float16).
-    scores_BKGTS = jnp.where(visible_TS, scores_BKGTS, jnp.finfo(wide).min)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTKGH.dtype)
-    weights_BKGTS = dropout(weights_BKGTS, dropout_rate, key)
-    return jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH)
+    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(wide).min), axis=-1).astype(q.dtype)
+    return jnp.einsum("...kgts,...skh->...tkgh", dropout(weights, dropout_rate, key), v)
 
 
-def self_attention(x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None) -> jax.Array:
-    """Multi-head (or grouped-query) causal self-attention of one layer, its output projection included."""
+def self_attention(
+    x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None, *, window: int = 0
+) -> jax.Array:
+    """Multi-head (or grouped-query) causal self-attention of one layer, its output projection included.
+
+    Args:
+      window: keys that a query sees, itself included; 0: all up to itself.
+    """
     batch, time, _ = x_BTD.shape
 
     def project(name: str, heads: int) -> jax.Array:
@@ -68,9 +110,10 @@ def self_attention(x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax
     v_BTKH = project("value", config.kv_heads)
     if config.positions == "rotary":
         positions_T = jnp.arange(time)
-        q_BTNH = rotate(q_BTNH, positions_T, config.rope_theta)
-        k_BTKH = rotate(k_BTKH, positions_T, config.rope_theta)
-    out_BTNH = dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, block=config.attention_block, dropout_rate=config.dropout_rate("attention"), key=key
-    )
+        q_BTNH, k_BTKH = rotate(q_BTNH, positions_T, config), rotate(k_BTKH, positions_T, config)
+    dropping = dict(dropout_rate=config.dropout_rate("attention"), key=key)
+    if window:
+        out_BTNH = banded_attention(q_BTNH, k_BTKH, v_BTKH, window=window, **dropping)
+    else:
+        out_BTNH = dot_product_attention(q_BTNH, k_BTKH, v_BTKH, block=config.attention_block, **dropping)
     return linear(out_BTNH.reshape(batch, time, -1), params["output"])

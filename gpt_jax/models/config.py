@@ -7,6 +7,26 @@ import jax.numpy as jnp
 
 from gpt_jax.errors import UserError
 
+# Fields that may differ from those which weights were trained with: they change no parameter's shape or meaning.
+FREE_OF_WEIGHTS = (
+    "context_length",  # a shorter one: learned positions are cut
+    "attention_block",
+    "compute_dtype",
+    "param_dtype",
+    "dropout",
+    "embedding_dropout",
+    "embedding_dropout_on",
+    "attention_dropout",
+    "residual_dropout",
+    "positions_in_softmax",
+    "init_std",
+    "position_init_std",
+    "scaled_residual_init",
+    "logits_chunk",
+    "remat",
+    "scan_layers",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -33,15 +53,24 @@ class ModelConfig:
     gated_mlp: bool = False  # down(activation(gate(x)) * up(x))
     positions: Literal["learned", "rotary"] = "learned"
     rope_theta: float = 10_000.0
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"  # how the frequencies change for a longer context
+    rope_factor: float = 1.0  # linear: all are divided by it; llama3: the low ones
+    rope_low_frequency_factor: float = 1.0  # llama3: waves longer than rope_original_context / this are scaled in full,
+    rope_high_frequency_factor: float = 4.0  # those shorter than rope_original_context / this are not
+    rope_original_context: int = 8192
+    attention_pattern: Literal["dense", "alternating"] = "dense"  # alternating: layers 1, 3, ... banded
+    attention_window: int = 0  # keys that a query of a banded layer sees, itself included
     biases: Literal["all", "none", "qkv"] = "all"
     tied_output: bool = True
+    positions_in_softmax: bool = False  # as in OpenAI's GPT-1 code: see softmax_matrices
 
     init_std: float = 0.02
     position_init_std: float = 0.02
     scaled_residual_init: bool = False  # kernels that end a residual branch: init_std / sqrt(2 * num_layers)
 
     dropout: float = 0.0
-    embedding_dropout: float | None = None  # on the sum of token and position embeddings
+    embedding_dropout: float | None = None  # on what embedding_dropout_on says
+    embedding_dropout_on: Literal["sum", "matrix"] = "sum"  # sum: of token and position; matrix: see drop_embeddings
     attention_dropout: float | None = None  # on the attention weights
     residual_dropout: float | None = None  # on the output of attention and of the MLP, before the sum
 
@@ -58,6 +87,9 @@ class ModelConfig:
             "norm_position": ("pre", "post"),
             "activation": ("gelu_tanh", "gelu", "relu", "relu_squared", "silu"),
             "positions": ("learned", "rotary"),
+            "rope_scaling": ("none", "linear", "llama3"),
+            "attention_pattern": ("dense", "alternating"),
+            "embedding_dropout_on": ("sum", "matrix"),
             "biases": ("all", "none", "qkv"),
             "compute_dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "float64"),
@@ -81,6 +113,22 @@ class ModelConfig:
                 f"model: key_value_heads={self.kv_heads} does not divide num_heads={self.num_heads}; "
                 "every key/value head serves the same number of query heads."
             )
+        if self.attention_pattern == "alternating" and self.attention_window < 1:
+            raise UserError(
+                f"model.attention_window={self.attention_window}: banded layers need the number of keys that a query "
+                "sees, at least 1 (GPT-3's is not published; 256 is this project's choice)."
+            )
+        if self.rope_factor <= 0 or not 0 < self.rope_low_frequency_factor < self.rope_high_frequency_factor:
+            raise UserError(
+                f"model: rope_factor={self.rope_factor}, rope_low_frequency_factor={self.rope_low_frequency_factor}, "
+                f"rope_high_frequency_factor={self.rope_high_frequency_factor}: expected a positive factor, and the "
+                "low frequency factor below the high one."
+            )
+        if self.positions_in_softmax and not (self.positions == "learned" and self.tied_output):
+            raise UserError(
+                "model.positions_in_softmax=True: only learned positions in a tied output can stand in the softmax; "
+                "set positions=learned and tied_output=True."
+            )
         for name in ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
@@ -103,6 +151,11 @@ class ModelConfig:
     def mlp_width(self) -> int:
         """F: inner width of the MLP."""
         return self.mlp_dim or 4 * self.embed_dim
+
+    @property
+    def attention_windows(self) -> tuple[int, ...]:
+        """Of each layer in a period of the pattern, the keys that a query sees; 0: all up to itself."""
+        return (0,) if self.attention_pattern == "dense" else (0, self.attention_window)
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -5,6 +5,7 @@ parameters. A parameter tree is a nested dict of arrays in which the layers are 
 the same tree whether the layers run in a scan or unrolled. Shape suffixes as in layers.py.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -90,19 +91,40 @@ def init_parameters(specs: dict, key: jax.Array, dtype: jnp.dtype) -> dict:
     return jax.tree_util.tree_map_with_path(draw, specs, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
 
 
+def drop_embeddings(params: dict, config: ModelConfig, key: jax.Array | None) -> dict:
+    """`params` after embedding dropout on the matrices themselves, where the config says `matrix`; else `params`.
+
+    As in OpenAI's GPT-1 code (train.py): a step draws one mask for the whole batch, over the rows of tokens and
+    positions alike, and the same masked rows are looked up at the input and multiplied with at the output. So whoever
+    calls `hidden_states` with a dropout key hands these parameters to it and to the output.
+    """
+    rate = config.dropout_rate("embedding")
+    if config.embedding_dropout_on == "sum" or key is None or rate == 0.0:
+        return params
+    embedding_key, _ = jax.random.split(key)
+    names = sorted(params["embedding"])
+    keys = dict(zip(names, jax.random.split(embedding_key, len(names)), strict=True))
+    return params | {"embedding": {name: layers.dropout(params["embedding"][name], rate, keys[name]) for name in names}}
+
+
 def embed(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Token embeddings plus learned positions, with embedding dropout: [B, T, D] in the compute dtype."""
+    """Token embeddings plus learned positions, with embedding dropout on the sum: [B, T, D] in the compute dtype."""
     time = tokens_BT.shape[1]
     if time > config.context_length:
         raise ValueError(f"{time} tokens in a model whose context is {config.context_length}.")
     x_BTD = params["embedding"]["tokens"].astype(config.dtype)[tokens_BT]
     if config.positions == "learned":
         x_BTD = x_BTD + params["embedding"]["positions"].astype(config.dtype)[:time]
-    return layers.dropout(constrain(x_BTD, "batch", "time", None), config.dropout_rate("embedding"), key)
+    x_BTD = constrain(x_BTD, "batch", "time", None)
+    return (
+        layers.dropout(x_BTD, config.dropout_rate("embedding"), key) if config.embedding_dropout_on == "sum" else x_BTD
+    )
 
 
-def block(x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None) -> jax.Array:
-    """One layer. Pre-norm: x + f(norm(x)) (GPT-2); post-norm: norm(x + f(x)) (GPT-1)."""
+def block(
+    x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None = None, *, window: int = 0
+) -> jax.Array:
+    """One layer. Pre-norm: x + f(norm(x)) (GPT-2); post-norm: norm(x + f(x)) (GPT-1). `window` as in attention.py."""
     attention_key, after_attention_key, after_mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
 
     def residual(x_BTD: jax.Array, norm_params: dict, sublayer: Callable, dropout_key: jax.Array | None) -> jax.Array:
@@ -113,7 +135,7 @@ def block(x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | 
         return x_BTD if pre else layers.norm(x_BTD, norm_params, config)
 
     def attention(y_BTD: jax.Array) -> jax.Array:
-        return self_attention(y_BTD, params["attention"], config, attention_key)
+        return self_attention(y_BTD, params["attention"], config, attention_key, window=window)
 
     def mlp(y_BTD: jax.Array) -> jax.Array:
         return layers.mlp(y_BTD, params["mlp"], config)
@@ -134,19 +156,31 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
     """
     embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
     x_BTD = embed(params, config, tokens_BT, embedding_key)
+    windows = config.attention_windows
 
-    def layer(x_BTD: jax.Array, layer_params: dict, index: jax.Array | int) -> jax.Array:
-        layer_key = None if layers_key is None else jax.random.fold_in(layers_key, index)
-        return block(x_BTD, layer_params, config, layer_key)
+    def layers_from(x_BTD: jax.Array, layer_params: list[dict], first: jax.Array | int) -> jax.Array:
+        """The layers `first`, `first` + 1, ...; `first` begins a period of the attention pattern."""
+        for offset, one_layer in enumerate(layer_params):
+            layer_key = None if layers_key is None else jax.random.fold_in(layers_key, first + offset)
+            layer = functools.partial(block, config=config, window=windows[offset % len(windows)])
+            layer = jax.checkpoint(layer) if config.remat == "block" else layer
+            x_BTD = layer(x_BTD, one_layer, key=layer_key)
+        return x_BTD
 
-    if config.remat == "block":
-        layer = jax.checkpoint(layer)
     if config.scan_layers:
-        indices = jnp.arange(config.num_layers)
-        x_BTD, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x_BTD, (params["layers"], indices))
+        periods, rest = divmod(config.num_layers, len(windows))
+        scanned = periods * len(windows)
+
+        def period(x_BTD: jax.Array, inputs: tuple[dict, jax.Array]) -> tuple[jax.Array, None]:
+            layer_params, first = inputs
+            return layers_from(x_BTD, _unstack(layer_params, len(windows)), first), None
+
+        stacked = jax.tree.map(lambda x: x[:scanned].reshape(periods, len(windows), *x.shape[1:]), params["layers"])
+        x_BTD, _ = jax.lax.scan(period, x_BTD, (stacked, jnp.arange(0, scanned, len(windows))))
+        left = jax.tree.map(lambda x: x[scanned:], params["layers"])
+        x_BTD = layers_from(x_BTD, _unstack(left, rest), scanned)
     else:
-        for index, layer_params in enumerate(_unstack(params["layers"], config.num_layers)):
-            x_BTD = layer(x_BTD, layer_params, index)
+        x_BTD = layers_from(x_BTD, _unstack(params["layers"], config.num_layers), 0)
     return layers.norm(x_BTD, params["final_norm"], config) if config.final_norm else x_BTD
 
 
@@ -162,6 +196,14 @@ def output_matrix(params: dict, config: ModelConfig) -> jax.Array:
     """The matrix [V, D] whose product with a hidden state are the logits; tied: the token embeddings."""
     matrix = params["embedding"]["tokens"] if config.tied_output else params["unembedding"]["tokens"]
     return matrix.astype(config.dtype)
+
+
+def softmax_matrices(params: dict, config: ModelConfig) -> tuple[jax.Array, ...]:
+    """The rows that compete for a token's probability: `output_matrix`, and the positions [T, D] where they do too."""
+    tokens_VD = output_matrix(params, config)
+    if not config.positions_in_softmax:
+        return (tokens_VD,)
+    return tokens_VD, params["embedding"]["positions"].astype(config.dtype)
 
 
 def unembed(hidden_BTD: jax.Array, matrix_VD: jax.Array) -> jax.Array:
@@ -185,6 +227,7 @@ class Decoder(nn.Module):
             name: self.param(name, lambda key, specs=specs: init_parameters(specs, key, jnp.dtype(config.param_dtype)))
             for name, specs in parameter_specs(config).items()
         }
+        params = drop_embeddings(params, config, key)
         return unembed(hidden_states(params, config, tokens_BT, key), output_matrix(params, config))
 
 

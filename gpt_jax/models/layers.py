@@ -4,6 +4,8 @@ Shape suffixes: B batch, T query time, S key time, D model width, N query heads,
 share a key/value head, H head width, F MLP width, V vocabulary, L layers.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -56,12 +58,31 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def rotate(x_BTNH: jax.Array, positions_T: jax.Array, theta: float) -> jax.Array:
+def rotary_frequencies(config: ModelConfig, dtype: jnp.dtype) -> jax.Array:
+    """The angle by which each pair of a head turns from one position to the next, [H/2], fastest first.
+
+    theta^(-2i/H) (Su et al. 2021), changed by `rope_scaling` for contexts longer than the model first learnt:
+    `linear` divides all by the factor; `llama3` only those whose wave is longer than the original context allows,
+    with a smooth passage between (as in Meta's code of Llama 3.1).
+    """
+    half = config.head_width // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=dtype) / half)
+    if config.rope_scaling == "none":
+        return frequencies
+    scaled = frequencies / config.rope_factor
+    if config.rope_scaling == "linear":
+        return scaled
+    low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+    waves_in_context = config.rope_original_context * frequencies / (2 * math.pi)
+    kept = jnp.clip((waves_in_context - low) / (high - low), 0, 1)  # 0: scaled in full, 1: as it was
+    return kept * frequencies + (1 - kept) * scaled
+
+
+def rotate(x_BTNH: jax.Array, positions_T: jax.Array, config: ModelConfig) -> jax.Array:
     """Rotary position embedding (Su et al. 2021) in the half-split order of the Llama weights on Hugging Face."""
     half = x_BTNH.shape[-1] // 2
     dtype = jnp.promote_types(x_BTNH.dtype, jnp.float32)
-    frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
-    angles_T1H = (positions_T.astype(dtype)[:, None] * frequencies)[:, None, :]
+    angles_T1H = (positions_T.astype(dtype)[:, None] * rotary_frequencies(config, dtype))[:, None, :]
     cos, sin = jnp.cos(angles_T1H), jnp.sin(angles_T1H)
     x, y = x_BTNH[..., :half].astype(dtype), x_BTNH[..., half:].astype(dtype)
     return jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1).astype(x_BTNH.dtype)

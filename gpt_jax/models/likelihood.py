@@ -6,22 +6,32 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.models.config import ModelConfig
-from gpt_jax.models.decoder import output_matrix, unembed
+from gpt_jax.models.decoder import softmax_matrices, unembed
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """-log softmax(logits)[target] in nats, [B, T] float32 (or wider); the logits may be bfloat16."""
-    wide_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
-    target_logits_BT = jnp.sum(jnp.where(_one_hot(targets_BT, logits_BTV.shape[-1]), wide_BTV, 0), axis=-1)
-    return jax.nn.logsumexp(wide_BTV, axis=-1) - target_logits_BT
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, *others_BTP: jax.Array) -> jax.Array:
+    """-log softmax(logits)[target] in nats, [B, T] float32 (or wider); the logits may be bfloat16.
+
+    Args:
+      others_BTP: logits that compete in the softmax but are nobody's target (GPT-1's positions).
+    """
+    wide = jnp.promote_types(logits_BTV.dtype, jnp.float32)
+    target_logits_BT = jnp.sum(jnp.where(_one_hot(targets_BT, logits_BTV.shape[-1]), logits_BTV.astype(wide), 0), -1)
+    parts = [jax.nn.logsumexp(logits.astype(wide), axis=-1) for logits in (logits_BTV, *others_BTP)]
+    return functools.reduce(jnp.logaddexp, parts) - target_logits_BT
 
 
 def next_token_nats(params: dict, config: ModelConfig, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """Nats of every target given the hidden states, [B, T] float32; for scoring (see `weighted_nats` for training)."""
-    matrix_VD = output_matrix(params, config)
+    matrices = softmax_matrices(params, config)
     chunks = _chunks(config.logits_chunk, hidden_BTD, targets_BT)
-    parts = [_join(jax.lax.map(lambda xs: cross_entropy(unembed(xs[0], matrix_VD), xs[1]), chunk)) for chunk in chunks]
+    parts = [_join(jax.lax.map(lambda xs: _nats(xs[0], matrices, xs[1]), chunk)) for chunk in chunks]
     return jnp.concatenate(parts, axis=1)
+
+
+def _nats(hidden_BCD: jax.Array, matrices: tuple[jax.Array, ...], targets_BC: jax.Array) -> jax.Array:
+    logits, *others = [unembed(hidden_BCD, matrix) for matrix in matrices]
+    return cross_entropy(logits, targets_BC, *others)
 
 
 def weighted_nats(
@@ -33,29 +43,26 @@ def weighted_nats(
     chunk's gradients are made together with its loss, while its softmax is at hand: nothing of size V is kept for the
     backward pass or computed again.
     """
-    return _weighted_nats(config.logits_chunk, hidden_BTD, output_matrix(params, config), targets_BT, weights_BT)
+    return _weighted_nats(config.logits_chunk, hidden_BTD, softmax_matrices(params, config), targets_BT, weights_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_nats(chunk, hidden_BTD, matrix_VD, targets_BT, weights_BT):
+def _weighted_nats(chunk, hidden_BTD, matrices, targets_BT, weights_BT):
     total = 0.0
-    for hidden, targets, weights in _chunks(chunk, hidden_BTD, targets_BT, weights_BT):
-        nats = jax.lax.map(
-            lambda xs: xs[2] * cross_entropy(unembed(xs[0], matrix_VD), xs[1]), (hidden, targets, weights)
-        )
-        total += jnp.sum(nats)
+    for xs in _chunks(chunk, hidden_BTD, targets_BT, weights_BT):
+        total += jnp.sum(jax.lax.map(lambda xs: xs[2] * _nats(xs[0], matrices, xs[1]), xs))
     return total
 
 
-def _weighted_nats_forward(chunk, hidden_BTD, matrix_VD, targets_BT, weights_BT):
+def _weighted_nats_forward(chunk, hidden_BTD, matrices, targets_BT, weights_BT):
     def add_chunk(totals, xs):
-        total, matrix_gradient_VD = totals
+        total, matrix_gradients = totals
         hidden_BCD, targets_BC, weights_BC = xs
-        nats, hidden_gradient_BCD, more_VD = _nats_and_gradients(hidden_BCD, matrix_VD, targets_BC, weights_BC)
-        return (total + nats, matrix_gradient_VD + more_VD), hidden_gradient_BCD
+        nats, hidden_gradient_BCD, more = _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC)
+        return (total + nats, jax.tree.map(jnp.add, matrix_gradients, more)), hidden_gradient_BCD
 
     wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    totals = (jnp.zeros((), wide), jnp.zeros(matrix_VD.shape, wide))
+    totals = (jnp.zeros((), wide), tuple(jnp.zeros(matrix.shape, wide) for matrix in matrices))
     hidden_gradients = []
     for xs in _chunks(chunk, hidden_BTD, targets_BT, weights_BT):
         if xs[0].shape[0] == 1:  # no loop around a single chunk: the compiler sees through it
@@ -64,35 +71,40 @@ def _weighted_nats_forward(chunk, hidden_BTD, matrix_VD, targets_BT, weights_BT)
         else:
             totals, gradients = jax.lax.scan(add_chunk, totals, xs)
             hidden_gradients.append(_join(gradients))
-    total, matrix_gradient_VD = totals
-    return total, (jnp.concatenate(hidden_gradients, axis=1), matrix_gradient_VD.astype(matrix_VD.dtype))
+    total, matrix_gradients = totals
+    matrix_gradients = tuple(g.astype(m.dtype) for g, m in zip(matrix_gradients, matrices, strict=True))
+    return total, (jnp.concatenate(hidden_gradients, axis=1), matrix_gradients)
 
 
 def _weighted_nats_backward(chunk, residuals, gradient):
-    hidden_gradient_BTD, matrix_gradient_VD = residuals
-    scale = gradient.astype(hidden_gradient_BTD.dtype), gradient.astype(matrix_gradient_VD.dtype)
-    return scale[0] * hidden_gradient_BTD, scale[1] * matrix_gradient_VD, None, None
+    hidden_gradient_BTD, matrix_gradients = jax.tree.map(lambda x: gradient.astype(x.dtype) * x, residuals)
+    return hidden_gradient_BTD, matrix_gradients, None, None
 
 
 _weighted_nats.defvjp(_weighted_nats_forward, _weighted_nats_backward)
 
 
-def _nats_and_gradients(hidden_BCD, matrix_VD, targets_BC, weights_BC):
-    """Σ weight · nats of one chunk, and its gradients: weight · (softmax - one_hot) pulled back through the product."""
+def _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC):
+    """Σ weight · nats of one chunk, and its gradients: weight · (softmax - one_hot) pulled back through the product.
+
+    The first of `matrices` holds the targets' rows; the softmax goes over the rows of all.
+    """
     wide = jnp.promote_types(hidden_BCD.dtype, jnp.float32)
-    logits_BCV = unembed(hidden_BCD, matrix_VD).astype(wide)
-    largest_BC1 = jnp.max(logits_BCV, axis=-1, keepdims=True)
-    exp_BCV = jnp.exp(logits_BCV - largest_BC1)
-    sum_BC1 = jnp.sum(exp_BCV, axis=-1, keepdims=True)
-    is_target_BCV = _one_hot(targets_BC, matrix_VD.shape[0])
-    target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0), axis=-1)
+    logits = [unembed(hidden_BCD, matrix).astype(wide) for matrix in matrices]
+    largest_BC1 = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in logits])
+    exps = [jnp.exp(x - largest_BC1) for x in logits]
+    sum_BC1 = sum(jnp.sum(exp, axis=-1, keepdims=True) for exp in exps)
+    is_target_BCV = _one_hot(targets_BC, matrices[0].shape[0])
+    target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits[0], 0), axis=-1)
     nats_BC = (largest_BC1 + jnp.log(sum_BC1))[..., 0] - target_logits_BC
-    error_BCV = ((exp_BCV / sum_BC1 - is_target_BCV) * weights_BC[..., None]).astype(hidden_BCD.dtype)
-    # Written once and read by both products; left to itself, XLA on CPUs writes a second, transposed copy of it.
-    error_BCV = jax.lax.optimization_barrier(error_BCV)
-    hidden_gradient_BCD = jnp.einsum("bcv,vd->bcd", error_BCV, matrix_VD)
-    matrix_gradient_VD = jnp.einsum("bcv,bcd->vd", error_BCV, hidden_BCD, preferred_element_type=wide)
-    return jnp.sum(weights_BC * nats_BC), hidden_gradient_BCD, matrix_gradient_VD
+    hidden_gradient_BCD, matrix_gradients = 0.0, []
+    for matrix, exp, is_target in zip(matrices, exps, (is_target_BCV, 0, 0), strict=False):
+        error = ((exp / sum_BC1 - is_target) * weights_BC[..., None]).astype(hidden_BCD.dtype)
+        # Written once and read by both products; left to itself, XLA on CPUs writes a second, transposed copy of it.
+        error = jax.lax.optimization_barrier(error)
+        hidden_gradient_BCD += jnp.einsum("bcv,vd->bcd", error, matrix)
+        matrix_gradients.append(jnp.einsum("bcv,bcd->vd", error, hidden_BCD, preferred_element_type=wide))
+    return jnp.sum(weights_BC * nats_BC), hidden_gradient_BCD, tuple(matrix_gradients)
 
 
 def _one_hot(targets_BT: jax.Array, vocab_size: int) -> jax.Array:

@@ -17,6 +17,7 @@ def language_model_loss(
       batch: `tokens` and `targets` int32 [B, T], `loss_mask` float32 [B, T].
       key: dropout key; None switches dropout off.
     """
+    params = decoder.drop_embeddings(params, config, key)
     hidden_BTD = decoder.hidden_states(params, config, batch["tokens"], key)
     nats = weighted_nats(params, config, hidden_BTD, batch["targets"], batch["loss_mask"])
     return nats, jnp.sum(batch["loss_mask"])

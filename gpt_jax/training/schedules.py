@@ -1,5 +1,9 @@
-"""Learning-rate schedules: Optax's, by name."""
+"""Learning-rate schedules by name: Optax's, and the three of OpenAI's GPT-1 code."""
 
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from gpt_jax.errors import UserError
@@ -10,17 +14,18 @@ def make_schedule(
     *,
     peak: float,
     steps: int,
-    warmup_steps: int = 0,
+    warmup_steps: float = 0,
     decay_steps: int | None = None,
     final_fraction: float = 0.0,
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then `cosine`, `linear` or `constant`.
+    """Linear warm-up from 0 to `peak`, then `cosine`, `linear` or `constant`; or OpenAI's (see `openai_schedule`).
 
     Update t, counted from 1, uses the value at t: the first update already moves (a schedule read at 0 would waste it),
     and update `warmup_steps` is the first at the peak.
 
     Args:
       steps: length of the run, in updates.
+      warmup_steps: may be a fraction of one for OpenAI's schedules, whose warm-up is a share of the run.
       decay_steps: the decay ends at this update, `steps` by default, and stays at its last value from there on.
       final_fraction: where the decay ends, as a share of the peak (0.1 in GPT-3).
 
@@ -36,6 +41,12 @@ def make_schedule(
             f"schedule: warmup_steps={warmup_steps} leaves nothing of the {decay_end} steps until the decay ends. "
             "Expected 0 <= warmup_steps < steps; lower --config.schedule.warmup_steps."
         )
+    if name in OPENAI_SHAPES:
+        if final_fraction:
+            raise UserError(
+                f"schedule.final_fraction={final_fraction}: {name} ends at 0; use cosine or linear for another end."
+            )
+        return openai_schedule(name, peak=peak, steps=decay_end, warmup_steps=warmup_steps)
     decay = decay_end - warmup_steps
     match name:
         case "cosine":
@@ -45,7 +56,38 @@ def make_schedule(
         case "constant":
             after = optax.constant_schedule(peak)
         case _:
-            raise UserError(f"schedule.name={name!r}: expected one of cosine, linear, constant.")
+            raise UserError(
+                f"schedule.name={name!r}: expected one of cosine, linear, constant, {', '.join(OPENAI_SHAPES)}."
+            )
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     schedule = optax.join_schedules([warmup, after], [warmup_steps])
     return lambda count: schedule(count + 1)
+
+
+# Share of the peak at x, the share of the run that is done (the update at hand included). Read literally from
+# openai/finetune-transformer-lm, opt.py: the cosine does not begin anew where the warm-up ends, and the linear decay
+# also bends the warm-up.
+OPENAI_SHAPES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "warmup_cosine": lambda x, ramp: jnp.where(ramp <= 1, ramp, 0.5 * (1 + jnp.cos(jnp.pi * x))),
+    "warmup_constant": lambda x, ramp: jnp.minimum(ramp, 1),
+    "warmup_linear": lambda x, ramp: jnp.minimum(ramp, 1) * (1 - x),
+}
+
+
+def openai_schedule(name: str, *, peak: float, steps: int, warmup_steps: float) -> optax.Schedule:
+    """One of OpenAI's schedules for GPT-1: `warmup_cosine`, `warmup_constant`, `warmup_linear`.
+
+    Update t, counted from 1, uses the value at t / `steps`. (Their graph reads and raises t in one step, in an order that
+    TensorFlow leaves open; run, it read the raised one, 360 times of 360.) So the last update of a cosine or linear run
+    has a rate of 0; beyond the end the rate stays as it is there.
+
+    Args:
+      warmup_steps: their `warmup` (0.002 by default) times `steps`.
+    """
+
+    def schedule(count: jax.Array) -> jax.Array:
+        t = jnp.minimum(jnp.asarray(count) + 1, steps).astype(float)  # float64 where JAX is set to it
+        ramp = t / warmup_steps if warmup_steps else jnp.full_like(t, 2)
+        return peak * OPENAI_SHAPES[name](t / steps, ramp)
+
+    return schedule

@@ -38,21 +38,69 @@ def apply(params, config, ids, key=None):
     return decoder.Decoder(config).apply({"params": params}, ids, key)
 
 
-@pytest.mark.parametrize(
-    ("preset", "count"),
-    [
-        ("gpt1", 116_534_784),
-        ("gpt2-small", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(preset, count, one_device):
+# As the papers and model cards print them, not as this code counts them.
+PUBLISHED_COUNTS = {
+    "gpt1": 116_534_784,
+    "gpt1-released": 116_534_784,
+    "gpt2-small": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama1-7B": 6_738_415_616,
+    "llama1-13B": 13_015_864_320,
+    "llama1-33B": 32_528_943_616,
+    "llama1-65B": 65_285_660_672,
+    "llama2-7B": 6_738_415_616,
+    "llama2-13B": 13_015_864_320,
+    "llama2-70B": 68_976_648_192,
+    "llama3-8B": 8_030_261_248,
+    "llama3-70B": 70_553_706_496,
+    "llama3.1-8B": 8_030_261_248,
+    "llama3.1-70B": 70_553_706_496,
+    "llama3.1-405B": 405_853_388_800,
+    "llama3.2-1B": 1_235_814_400,
+    "llama3.2-3B": 3_212_749_824,
+    "qwen2-0.5B": 494_032_768,
+    "qwen2-1.5B": 1_543_714_304,
+    "qwen2-7B": 7_615_616_512,
+    "qwen2-72B": 72_706_203_648,
+    "qwen2.5-0.5B": 494_032_768,
+    "qwen2.5-1.5B": 1_543_714_304,
+    "qwen2.5-3B": 3_085_938_688,
+    "qwen2.5-7B": 7_615_616_512,
+    "qwen2.5-14B": 14_770_033_664,
+    "qwen2.5-32B": 32_763_876_352,
+    "qwen2.5-72B": 72_706_203_648,
+    "books": 1_311_872,  # this project's own
+}
+# Brown et al. 2020 print their counts in millions and billions only.
+GPT3_COUNTS = {
+    "125M": 125e6,
+    "350M": 350e6,
+    "760M": 760e6,
+    "1.3B": 1.3e9,
+    "2.7B": 2.7e9,
+    "6.7B": 6.7e9,
+    "13B": 13e9,
+    "175B": 175e9,
+}
+
+
+def test_every_preset_has_a_published_count():
+    assert set(PUBLISHED_COUNTS) | {f"gpt3-{size}" for size in GPT3_COUNTS} == set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PUBLISHED_COUNTS)
+def test_parameter_counts_are_the_published_ones(preset, one_device):
     config = model_config(preset)
-    assert decoder.parameter_count(config) == count
+    assert decoder.parameter_count(config) == PUBLISHED_COUNTS[preset]
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
-    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == PUBLISHED_COUNTS[preset]
+
+
+@pytest.mark.parametrize("size", GPT3_COUNTS)
+def test_gpt3_sizes_are_those_of_table_2_1_as_far_as_it_prints_them(size):
+    assert decoder.parameter_count(model_config(f"gpt3-{size}")) == pytest.approx(GPT3_COUNTS[size], rel=0.02)
 
 
 @pytest.mark.parametrize("config", MEMBERS.values(), ids=MEMBERS)
@@ -116,9 +164,9 @@ def test_no_two_layers_share_a_dropout_mask(one_device, monkeypatch):
     config = dataclasses.replace(TINY, dropout=0.5)
     params, keys, real_block = spread_parameters(config), [], decoder.block
 
-    def spy(x_BTD, params, config, key):
+    def spy(x_BTD, params, config, key, window):
         keys.append(tuple(np.asarray(jax.random.key_data(key))))
-        return real_block(x_BTD, params, config, key)
+        return real_block(x_BTD, params, config, key, window=window)
 
     monkeypatch.setattr(decoder, "block", spy)
     decoder.hidden_states(params, config, tokens(config), jax.random.key(0))
@@ -175,12 +223,108 @@ def test_grouped_heads_equal_repeated_heads(one_device):
     np.testing.assert_allclose(apply(params, config, ids), apply(wide, full, ids), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_alternating_layers_are_the_same_scanned_and_unrolled(layers, remat, one_device):
+    config = dataclasses.replace(
+        TINY, num_layers=layers, attention_pattern="alternating", attention_window=3, dropout=0.2, remat=remat
+    )
+    params, ids, key = spread_parameters(config), tokens(config), jax.random.key(5)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    np.testing.assert_allclose(apply(params, config, ids, key), apply(params, scanned, ids, key), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_1_3_and_so_on_are_banded(one_device):
+    """In two layers with a window of 3, the last token hears the first only through the dense one."""
+    config = dataclasses.replace(TINY, num_layers=2, attention_pattern="alternating", attention_window=3)
+    params = spread_parameters(config)
+    first, second = (jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in (0, 1))
+    x = jax.random.normal(jax.random.key(0), (1, 12, 16))
+
+    def hears_the_first(layer, window):
+        gradient = jax.grad(lambda x: decoder.block(x, layer, config, window=window)[0, -1].sum())(x)
+        return bool(jnp.any(gradient[0, 0] != 0))
+
+    assert hears_the_first(first, 0) and not hears_the_first(second, 3)
+    by_hand = decoder.block(
+        decoder.block(decoder.embed(params, config, tokens(config)), first, config), second, config, window=3
+    )
+    expected = decoder.layers.norm(by_hand, params["final_norm"], config)
+    np.testing.assert_allclose(decoder.hidden_states(params, config, tokens(config)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_on_the_matrix_is_one_mask_for_input_and_output(one_device):
+    """OpenAI's: a dropped row is the same row for both sequences, at the input and in the output projection."""
+    config = dataclasses.replace(GPT1_LIKE, embedding_dropout=0.5, embedding_dropout_on="matrix")
+    params, key = spread_parameters(config), jax.random.key(1)
+    dropped = decoder.drop_embeddings(params, config, key)
+    for name, matrix in params["embedding"].items():
+        kept = dropped["embedding"][name] != 0
+        np.testing.assert_allclose(dropped["embedding"][name], np.where(kept, 2 * matrix, 0), rtol=1e-6)
+        assert 0.35 < kept.mean() < 0.65
+    ids = jnp.tile(tokens(config, batch=1), (2, 1))
+    logits = apply(params, config, ids, key)
+    np.testing.assert_array_equal(logits[0], logits[1])  # on the sum, the two rows would have masks of their own
+    by_hand = decoder.unembed(decoder.hidden_states(dropped, config, ids), dropped["embedding"]["tokens"])
+    np.testing.assert_allclose(logits, by_hand, rtol=1e-5, atol=1e-5)
+    on_the_sum = dataclasses.replace(config, embedding_dropout_on="sum")
+    assert not np.array_equal(*apply(params, on_the_sum, ids, key))
+
+
+def test_the_loss_sees_the_dropout_on_the_matrix(one_device):
+    from gpt_jax.training.losses import language_model_loss
+
+    config = dataclasses.replace(GPT1_LIKE, embedding_dropout=0.5, embedding_dropout_on="matrix")
+    params, ids, key = spread_parameters(config), tokens(config), jax.random.key(1)
+    batch = {"tokens": ids, "targets": ids, "loss_mask": jnp.ones(ids.shape)}
+    nats, _ = language_model_loss(params, config, batch, key)
+    expected = cross_entropy(apply(params, config, ids, key), ids).sum()
+    np.testing.assert_allclose(nats, expected, rtol=1e-5)
+    assert not np.allclose(nats, language_model_loss(params, config, batch)[0], rtol=1e-3)
+
+
+def llama3_frequency(frequency: float, factor: float, low: float, high: float, original: int) -> float:
+    """The three branches as Meta's code states them, one frequency at a time."""
+    wavelength = 2 * np.pi / frequency
+    if wavelength < original / high:
+        return frequency
+    if wavelength > original / low:
+        return frequency / factor
+    smooth = (original / wavelength - low) / (high - low)
+    return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+@pytest.mark.parametrize("preset", ["llama3.1-8B", "llama3.2-1B"])
+def test_llama3_scaling_follows_the_written_formula(preset):
+    config = model_config(preset)
+    half = config.head_width // 2
+    plain = 500_000.0 ** (-np.arange(half) / half)
+    expected = [llama3_frequency(f, config.rope_factor, 1.0, 4.0, 8192) for f in plain]
+    with jax.enable_x64(True):
+        found = decoder.layers.rotary_frequencies(config, jnp.float64)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    branches = np.asarray(expected) / plain
+    assert (
+        branches.max() == 1
+        and branches.min() == 1 / config.rope_factor
+        and np.any((branches < 1) & (branches > branches.min()))
+    )
+
+
+def test_linear_scaling_divides_every_frequency():
+    config = dataclasses.replace(LLAMA_LIKE, rope_scaling="linear", rope_factor=4.0)
+    plain = dataclasses.replace(config, rope_scaling="none")
+    scaled, unscaled = (decoder.layers.rotary_frequencies(c, jnp.float32) for c in (config, plain))
+    np.testing.assert_allclose(scaled, unscaled / 4, rtol=1e-6)
+
+
 def test_rotary_scores_depend_on_the_distance_alone(one_device):
     from gpt_jax.models.layers import rotate
 
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
     ones = jnp.ones((1, 12, 1, 1))
-    scores = jnp.einsum("btnh,bsnh->ts", *(rotate(x * ones, jnp.arange(12), 10_000.0) for x in (q, k)))
+    config = dataclasses.replace(LLAMA_LIKE, head_dim=8)
+    scores = jnp.einsum("btnh,bsnh->ts", *(rotate(x * ones, jnp.arange(12), config) for x in (q, k)))
     for distance in range(12):
         np.testing.assert_allclose(np.diagonal(scores, -distance), scores[distance, 0], rtol=1e-4)
 
@@ -201,6 +345,10 @@ def test_bfloat16_compute_stays_near_float32(one_device):
         (dict(dropout=1.0), ["model.dropout=1.0"]),
         (dict(positions="rotary", embed_dim=20), ["rotary", "5 is odd"]),
         (dict(num_layers=0), ["num_layers=0"]),
+        (dict(attention_pattern="alternating"), ["attention_window=0", "at least 1"]),
+        (dict(rope_scaling="yarn"), ["yarn", "llama3"]),
+        (dict(rope_low_frequency_factor=4.0), ["rope_low_frequency_factor=4.0"]),
+        (dict(positions="rotary", positions_in_softmax=True), ["positions_in_softmax", "learned"]),
         (dict(compute_dtype="float16"), ["float16", "bfloat16"]),
     ],
 )

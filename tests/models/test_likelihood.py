@@ -43,14 +43,15 @@ def assert_close(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 5, 10, 11])
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_written_gradients_are_those_of_autodiff(chunk, tied, one_device):
-    config, params, hidden, targets, weights = operands()
-    config = dataclasses.replace(config, tied_output=tied)
-    params = params if tied else decoder.init(config, jax.random.key(0))
+@pytest.mark.parametrize("output", [dict(), dict(tied_output=False), dict(positions_in_softmax=True)])
+def test_the_written_gradients_are_those_of_autodiff(chunk, output, one_device):
+    config, _, hidden, targets, weights = operands()
+    config = dataclasses.replace(config, position_init_std=0.7, **output)
+    params = decoder.init(config, jax.random.key(0))
 
     def by_autodiff(params, hidden):
-        logits = decoder.unembed(hidden, decoder.output_matrix(params, config))
+        matrix = jnp.concatenate(decoder.softmax_matrices(params, config))
+        logits = decoder.unembed(hidden, matrix)
         log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
         return -jnp.sum(weights * log_probabilities)
 

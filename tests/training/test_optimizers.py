@@ -51,5 +51,5 @@ def test_clip_norm_zero_does_not_clip():
 
 
 def test_an_unknown_optimizer_lists_the_known():
-    with pytest.raises(UserError, match="'adam': expected one of adamw"):
+    with pytest.raises(UserError, match="'adam': expected one of adamw, openai_adam"):
         make_optimizer("adam", lambda count: 1.0)
