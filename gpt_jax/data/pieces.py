@@ -18,8 +18,9 @@ class Piece:
 def cut_document(chunks: Iterable[str]) -> Iterator[Piece]:
     """The document that `chunks` join to, in pieces of at most `PIECE_CHARACTERS`; none if it is empty.
 
-    A cut falls where no tokenizer joins what stands on either side: after a newline that something else than a newline
+    A cut falls where our own tokenizer joins nothing across it: after a newline that something else than a newline
     follows, in a longer line before a space that something else precedes. Only where there is neither, it falls hard.
+    (Other tokenizers move it to where they can bear it: `Tokenizer.last_cut`.)
     """
     buffer = ""
     for chunk in chunks:

