@@ -20,3 +20,23 @@ def run(config, workdir):
     from gpt_jax.main import run as run_experiment  # imported here: `import gpt_jax` alone stays quick
 
     return run_experiment(config, workdir)
+
+
+def load(path, mesh=None):
+    """A trained model: its config, parameters and tokenizer, and functions to use it.
+
+    Args:
+      path: a workdir of ours (or one of its checkpoints/STEP), a Hugging Face folder, a GGUF file, or OpenAI's GPT-1
+        release.
+      mesh: a `jax.sharding.Mesh` with the axes of `gpt_jax.parallel.mesh`; one device by default.
+
+    Returns:
+      A `gpt_jax.language_model.LanguageModel`: `.config`, `.params`, `.tokenizer`, `.logits(tokens_BT)`,
+      `.score(texts)`, `.generate(prompts)`.
+
+    Raises:
+      gpt_jax.errors.UserError: when no weights that this project reads stand there, or they are damaged.
+    """
+    from gpt_jax.language_model import LanguageModel
+
+    return LanguageModel(path, mesh)

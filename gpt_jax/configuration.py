@@ -1,11 +1,13 @@
 """Experiment configs: what stands behind the colon, the workdir's record of a config, and what differs."""
 
+import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError, did_you_mean
@@ -47,6 +49,20 @@ def parse_argument(argument: str | None, *, presets: Mapping[str, Any] | list[st
         except ValueError:
             raise UserError(f"--config: {word!r}: expected {key}={fields[key].__name__}.") from None
     return preset, values
+
+
+def optional_fields(dataclass: type) -> dict[str, Any]:
+    """A placeholder for each of a dataclass's fields, of its type: empty, and settable from the command line."""
+    kinds = typing.get_type_hints(dataclass)
+    return {
+        field.name: config_dict.placeholder(_plain_type(kinds[field.name])) for field in dataclasses.fields(dataclass)
+    }
+
+
+def _plain_type(kind: Any) -> type:
+    """int of `int | None`, str of `Literal["a", "b"]`."""
+    first, *_ = typing.get_args(kind) or (kind,)
+    return first if isinstance(first, type) else type(first)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

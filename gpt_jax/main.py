@@ -5,7 +5,6 @@ python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config
 
 import importlib
 import itertools
-import pkgutil
 import re
 import signal
 import sys
@@ -47,7 +46,7 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     if chosen is None:
         raise UserError(f"--config is missing.\nUsage: {USAGE}")
     name, _, argument = chosen.partition(":")
-    variant = re.sub(r"[^\w.-]+", "-", argument) or values.config.model.preset
+    variant = re.sub(r"[^\w.-]+", "-", argument) or values.config.get("model", {}).get("preset") or "default"
     workdir = Path(values.workdir) if values.workdir else Path("runs") / f"{Path(name).stem}-{variant}"
     return values.config, workdir
 
@@ -81,12 +80,11 @@ def run(config: ConfigDict, workdir: str | Path):
     Raises:
       UserError: for everything that the caller can mend.
     """
-    from gpt_jax import runs
     from gpt_jax.parallel import runtime
+    from gpt_jax.runs import RUNS
 
-    known = sorted(module.name for module in pkgutil.iter_modules(runs.__path__) if module.name != "workdir")
-    if config.run not in known:
-        raise UserError(f"run={config.run!r}: expected one of {', '.join(known)}.")
+    if config.run not in RUNS:
+        raise UserError(f"run={config.run!r}: expected one of {', '.join(RUNS)}.")
     runtime.start()
     return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
 

@@ -7,24 +7,23 @@ import jax.numpy as jnp
 
 from gpt_jax.errors import UserError
 
-# Fields that may differ from those which weights were trained with: they change no parameter's shape or meaning.
-FREE_OF_WEIGHTS = (
-    "context_length",  # a shorter one: learned positions are cut
-    "attention_block",
-    "compute_dtype",
-    "param_dtype",
+# Fields that say how a model is trained or run, not what it computes from its parameters.
+TRAINING_ONLY = (
+    "init_std",
+    "position_init_std",
+    "scaled_residual_init",
+    "positions_in_softmax",
     "dropout",
     "embedding_dropout",
     "embedding_dropout_on",
     "attention_dropout",
     "residual_dropout",
-    "positions_in_softmax",
-    "init_std",
-    "position_init_std",
-    "scaled_residual_init",
-    "logits_chunk",
-    "remat",
+    "compute_dtype",
+    "param_dtype",
     "scan_layers",
+    "remat",
+    "attention_block",
+    "logits_chunk",
 )
 
 

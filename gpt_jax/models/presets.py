@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax.errors import UserError, did_you_mean
-from gpt_jax.models.config import FREE_OF_WEIGHTS, ModelConfig
+from gpt_jax.models.config import TRAINING_ONLY, ModelConfig
 
 # Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", §4.1, and the released code
 # (openai/finetune-transformer-lm, train.py): post-norm, no norm after the last layer, tanh-approximated GELU, every
@@ -138,6 +138,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         attention_block=64,
         logits_chunk=64,
     ),  # 1,311,872 parameters
+    # The same parts, for an hour on two cores with a hundred books: what fine-tuning on a laptop begins with.
+    "laptop": dict(
+        vocab_size=8192,
+        context_length=256,
+        num_layers=4,
+        num_heads=4,
+        embed_dim=256,
+        norm="rmsnorm",
+        activation="relu_squared",
+        positions="rotary",
+        biases="none",
+        scaled_residual_init=True,
+        attention_block=64,
+        logits_chunk=64,
+    ),  # 5,245,184 parameters
 }
 
 
@@ -176,6 +191,8 @@ def model_config(preset: str | None, **overrides: Any) -> ModelConfig:
 def adapt(config: ModelConfig, **overrides: Any) -> ModelConfig:
     """`config`, which weights were trained with, with `overrides` that leave the weights valid; None overrides nothing.
 
+    Free are the fields of `TRAINING_ONLY`, and the context: a shorter one cuts learned positions.
+
     Raises:
       UserError: for an override that would need other weights.
     """
@@ -183,7 +200,7 @@ def adapt(config: ModelConfig, **overrides: Any) -> ModelConfig:
     differ = [
         f"model.{name}={value!r} (the weights have {getattr(config, name)!r})"
         for name, value in dataclasses.asdict(wanted).items()
-        if value != getattr(config, name) and name not in FREE_OF_WEIGHTS
+        if value != getattr(config, name) and name not in (*TRAINING_ONLY, "context_length")
     ]
     if wanted.context_length > config.context_length and config.positions == "learned":
         differ.append(

@@ -33,6 +33,8 @@ PARAMETER_RULES = (
     (r"layers/(attention_norm|mlp_norm)/(scale|bias)", ("layers", None)),
     (r"final_norm/(scale|bias)", (None,)),
     (r"unembedding/tokens", ("vocab", "embed")),
+    (r"head/kernel", ("embed", None)),
+    (r"head/bias", (None,)),
 )
 
 

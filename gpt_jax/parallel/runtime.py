@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gpt_jax.errors import UserError
+from gpt_jax.progress import say
 
 
 def start() -> None:
@@ -46,6 +47,12 @@ def start() -> None:
 def is_main_process() -> bool:
     """Whether this process writes the files that are written once: process 0."""
     return jax.process_index() == 0
+
+
+def announce(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main_process():
+        say(text)
 
 
 def from_main_process(value: bool) -> bool:

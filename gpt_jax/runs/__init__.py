@@ -1,1 +1,3 @@
-"""What a user can ask for: one file a kind of run."""
+"""What a user can ask for: `RUNS`, each in the module of its name, which reads top to bottom; the others serve them."""
+
+RUNS = ("convert", "pretrain")

@@ -28,14 +28,16 @@ from gpt_jax.inference.scoring import compile_scorer
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
-from gpt_jax.models.presets import model_config
+from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
-from gpt_jax.parallel.runtime import do_on_main_process, is_main_process
-from gpt_jax.progress import StepProgress, clock, say
+from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
+from gpt_jax.progress import StepProgress, clock
+from gpt_jax.runs.pretrained import check_vocabulary, open_pretrained
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
+from gpt_jax.text.imported import open_tokenizer as open_imported_tokenizer
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.loop import Intervals, Loop
@@ -44,7 +46,7 @@ from gpt_jax.training.metrics_log import MetricsLog
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.report import write_report
 from gpt_jax.training.schedules import make_schedule
-from gpt_jax.training.state import TrainState, abstract_state, create_state, state_builder
+from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
 from gpt_jax.training.step import compile_train_step
 
 COUNTS = (  # 0 switches each of them off
@@ -85,12 +87,17 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
-        announce(f"{config.model.preset}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
+        announce(f"{title(config)}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
         text = open_text(config)
         steps = total_steps(config, len(text.windows))
         do_on_main_process(lambda: record(config, text, workdir))
         log = train(config, model, mesh, text, steps, workdir)
         return finish(config, model, workdir, log, steps, began) if is_main_process() else {}
+
+
+def title(config: ConfigDict) -> str:
+    """What is trained, in a word."""
+    return config.model.preset or Path(config.init_from).name
 
 
 def check_config(config: ConfigDict, workdir: Path) -> None:
@@ -115,14 +122,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       UserError: when fields contradict each other.
     """
     config = config.copy_and_resolve_references().unlock()
-    if config.model.vocab_size is None:
-        config.model.vocab_size = config.tokenizer.vocab_size
-    if config.model.vocab_size != config.tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size}, tokenizer.vocab_size={config.tokenizer.vocab_size}: leave "
-            "the first one empty, it follows the tokenizer."
-        )
-    model = model_config(**config.model)
+    model = resolve_model(config)
     for name in config.model:
         if name != "preset":
             config.model[name] = getattr(model, name)
@@ -152,6 +152,40 @@ def resolve(config: ConfigDict) -> ConfigDict:
             config.schedule[f"{name}_steps"] = math.ceil(tokens / tokens_per_step)
     config.data.cache_dir = str(cache_folder(config.data.cache_dir))
     return config.lock()
+
+
+def resolve_model(config: ConfigDict) -> ModelConfig:
+    """The model that is trained: the preset's, or that of the weights in `init_from`; its vocabulary the tokenizer's.
+
+    Fills in `config.tokenizer` where the tokenizer is not trained but found.
+
+    Raises:
+      UserError: for fields that contradict each other, the weights or the tokenizer.
+    """
+    fields = {name: value for name, value in config.model.items() if name != "preset"}
+    if config.init_from:
+        config.model.preset = None
+        pretrained = open_pretrained(config.init_from)
+        tokenizer = pretrained.tokenizer(config.tokenizer.path)
+        config.tokenizer.path = config.tokenizer.path or str(pretrained.tokenizer_path)
+        config.tokenizer.update(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
+        return adapt(pretrained.config, **fields)
+    if config.model.preset is None:
+        raise UserError("init_from is missing: --config=configs/pretrain.py:weights,init_from=PATH.")
+    if config.tokenizer.path:
+        tokenizer = open_imported_tokenizer(Path(config.tokenizer.path).expanduser())
+        config.tokenizer.update(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
+    model = model_config(
+        config.model.preset, **fields | {"vocab_size": config.model.vocab_size or config.tokenizer.vocab_size}
+    )
+    if config.tokenizer.path:
+        check_vocabulary(tokenizer, Path(config.tokenizer.path), model)
+    elif model.vocab_size != config.tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size}, tokenizer.vocab_size={config.tokenizer.vocab_size}: leave "
+            "the first one empty, it follows the tokenizer."
+        )
+    return model
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -200,9 +234,11 @@ def open_text(config: ConfigDict) -> Text:
 
 
 def open_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
-    """The tokenizer trained on the source's training text, or found in the cache."""
+    """The tokenizer at `tokenizer.path`; or the one trained on the source's training text, or found in the cache."""
+    if config.tokenizer.path:
+        return open_imported_tokenizer(Path(config.tokenizer.path).expanduser())
     if config.tokenizer.kind != "sentencepiece":
-        raise UserError(f"tokenizer.kind={config.tokenizer.kind!r}: expected one of sentencepiece.")
+        raise UserError(f"tokenizer.kind={config.tokenizer.kind!r}: expected sentencepiece, or tokenizer.path.")
     return sentencepiece.load_or_train(
         lambda: (piece.text for piece in source.pieces("train")),
         content_fingerprint=source.fingerprint("train"),
@@ -232,7 +268,10 @@ def train(
     abstract = abstract_state(build, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
     state = checkpoints.restore(abstract)
-    if state is None:
+    if state is None and c.init_from:
+        params = open_pretrained(c.init_from).parameters(mesh, model)
+        state = create_state(lambda params: initial_state(params, optimizer), abstract, mesh, params)
+    elif state is None:
         state = create_state(build, abstract, mesh)
     else:
         announce(f"going on from the checkpoint of step {int(state.step)}")
@@ -356,7 +395,7 @@ def finish(
     ]
     path = write_report(
         workdir,
-        title=f"Pretraining {config.model.preset} on {config.data.source}",
+        title=f"Pretraining {title(config)} on {config.data.source}",
         summary=summary,
         rows=log.rows(),
         samples=log.samples(),
@@ -367,9 +406,3 @@ def finish(
         print(f"{name}: {value}")
     print(f"report: {path}")
     return {"loss": result["loss"], "bits_per_byte": result["bits_per_byte"]}
-
-
-def announce(text: str) -> None:
-    """Prints a line, once for all processes."""
-    if is_main_process():
-        say(text)

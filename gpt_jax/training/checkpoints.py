@@ -188,6 +188,40 @@ class Checkpoints:
         raise error
 
 
+def restore_parameters(folder: Path, abstract: dict, *, step: int | None = None) -> dict:
+    """The parameters alone of a checkpoint in `folder` (by default the newest), in the shardings of `abstract`.
+
+    Raises:
+      UserError: when there is none, it is damaged, or its parameters are not those of `abstract`.
+    """
+    folder = folder.absolute()
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    steps = manager.all_steps() if folder.exists() else []
+    step = max(steps, default=None) if step is None else step
+    if step not in steps:
+        raise UserError(f"{folder}: no checkpoint{'' if step is None else f' of step {step}'}. Steps: {sorted(steps)}.")
+    item = {"params": abstract}
+    arguments = ocp.args.PyTreeRestore(
+        item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )  # fmt: skip
+    try:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=arguments, digests=ocp.args.JsonRestore())
+        )  # fmt: skip
+    except (ValueError, KeyError, FileNotFoundError) as error:  # what Orbax and TensorStore say of damaged files
+        raise UserError(f"{folder / str(step)}: cannot be read: {str(error).splitlines()[0][:300]}") from error
+    finally:
+        manager.close()
+    params, recorded = restored["state"]["params"], restored["digests"]
+    wrong = [name for name, found in digests({"params": params}).items() if found != recorded.get(name)]
+    if wrong:
+        raise UserError(
+            f"{folder / str(step)} is damaged: the bits of {', '.join(wrong[:3])} are not those saved. Take another "
+            f"step: {sorted(steps)}."
+        )
+    return params
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "aux": state.aux}
 

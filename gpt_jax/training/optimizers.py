@@ -18,7 +18,7 @@ def decay_mask(params) -> dict:
     """
 
     def decayed(path, leaf) -> bool:
-        stacked = path_string(path).startswith("layers/")
+        stacked = "layers" in path_string(path).split("/")
         return leaf.ndim - stacked >= 2
 
     return jax.tree_util.tree_map_with_path(decayed, params)

@@ -77,9 +77,9 @@ OPENAI_SHAPES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 def openai_schedule(name: str, *, peak: float, steps: int, warmup_steps: float) -> optax.Schedule:
     """One of OpenAI's schedules for GPT-1: `warmup_cosine`, `warmup_constant`, `warmup_linear`.
 
-    Update t, counted from 1, uses the value at t / `steps`. (Their graph reads and raises t in one step, in an order that
-    TensorFlow leaves open; run, it read the raised one, 360 times of 360.) So the last update of a cosine or linear run
-    has a rate of 0; beyond the end the rate stays as it is there.
+    Update t, counted from 1, uses the value at t / `steps`. (Their graph reads and raises t in one step, in an order
+    that TensorFlow leaves open; run, it read the raised one, 360 times of 360.) So the last update of a cosine or
+    linear run has a rate of 0; beyond the end the rate stays as it is there.
 
     Args:
       warmup_steps: their `warmup` (0.002 by default) times `steps`.

@@ -27,16 +27,16 @@ class TrainState(flax.struct.PyTreeNode):
     aux: dict = flax.struct.field(default_factory=dict)
 
 
+def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of step 0 with these parameters."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
 def state_builder(
     init_params: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, seed: int
 ) -> Callable[[], TrainState]:
     """A function without arguments that makes the state of step 0; trace it for shapes, or run it."""
-
-    def build() -> TrainState:
-        params = init_params(jax.random.key(seed))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
-
-    return build
+    return lambda: initial_state(init_params(jax.random.key(seed)), optimizer)
 
 
 def abstract_state(build: Callable[[], TrainState], mesh: jax.sharding.Mesh) -> TrainState:
@@ -47,7 +47,12 @@ def abstract_state(build: Callable[[], TrainState], mesh: jax.sharding.Mesh) -> 
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def create_state(build: Callable[[], TrainState], abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """Makes the state of step 0, every array drawn where it lives: no device ever holds it whole."""
+def create_state(build: Callable[..., TrainState], abstract: TrainState, mesh: jax.sharding.Mesh, *given) -> TrainState:
+    """Makes the state of step 0, every array drawn where it lives: no device ever holds it whole.
+
+    Args:
+      given: arrays that `build` takes, whose memory it may keep: parameters that were loaded.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     with jax.set_mesh(mesh):
-        return jax.jit(build, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+        return jax.jit(build, out_shardings=shardings, donate_argnums=tuple(range(len(given))))(*given)

@@ -72,6 +72,7 @@ PUBLISHED_COUNTS = {
     "qwen2.5-32B": 32_763_876_352,
     "qwen2.5-72B": 72_706_203_648,
     "books": 1_311_872,  # this project's own
+    "laptop": 5_245_184,
 }
 # Brown et al. 2020 print their counts in millions and billions only.
 GPT3_COUNTS = {

@@ -4,6 +4,7 @@ Their toy: 50 tokens, 3 special symbols (the last marks where the classifier loo
 2 layers, dropouts 0; two choices for each of three examples. The loss is mean(classification) + 0.5 · mean(LM).
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models import decoder, layers
+from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
-from gpt_jax.models.likelihood import next_token_nats, weighted_nats
+from gpt_jax.models.heads import head_logits
+from gpt_jax.models.likelihood import next_token_nats
+from gpt_jax.training.losses import fine_tuning_loss, prediction_loss
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "openai_graph.npz")
 TOKENS, POSITIONS, LAYERS, CLASSIFY = 53, 16, 2, 52
@@ -52,29 +55,34 @@ def tree_of(prefix: str) -> dict:
                 "mlp_norm": norm(10),
             },
         },
-        "classifier": {"kernel": classifier[0], "bias": classifier[1]},
+        "head": {"kernel": classifier[0], "bias": classifier[1]},
     }
 
 
-def forward(params: dict) -> tuple[jax.Array, jax.Array]:
-    """Hidden states [6, 16, 32] of the six sequences, and the classifier's logits [3, 2]."""
-    tokens = jnp.asarray(GOLDEN["x"][..., 0].reshape(6, POSITIONS))
-    hidden = decoder.hidden_states(params["model"], OPENAI, tokens)
-    extracted = hidden[jnp.arange(6), jnp.argmax(tokens == CLASSIFY, axis=1)]
-    return hidden, layers.linear(extracted, params["classifier"]).reshape(3, 2)
-
-
-def targets_and_mask() -> tuple[jax.Array, jax.Array]:
-    tokens, mask = GOLDEN["x"][..., 0].reshape(6, POSITIONS), GOLDEN["m"].reshape(6, POSITIONS)
-    return jnp.asarray(tokens[:, 1:]), jnp.asarray(mask[:, 1:])
+def batch() -> dict[str, jax.Array]:
+    """Their input as one of ours: the targets of a sequence are its next tokens; nothing follows the last."""
+    tokens, mask = GOLDEN["x"][..., 0], GOLDEN["m"]
+    behind = np.zeros_like(tokens[..., :1])
+    return {
+        "tokens": jnp.asarray(tokens),
+        "targets": jnp.asarray(np.concatenate([tokens[..., 1:], behind], axis=-1)),
+        "loss_mask": jnp.asarray(np.concatenate([mask[..., 1:], behind], axis=-1), jnp.float32),
+        "extract_positions": jnp.argmax(tokens == CLASSIFY, axis=-1),
+        "sequence_mask": jnp.ones((3, 2)),
+        "labels": jnp.asarray(GOLDEN["y"]),
+        "weights": jnp.ones(3),
+    }
 
 
 def total_loss(params: dict) -> jax.Array:
-    hidden, logits = forward(params)
-    targets, mask = targets_and_mask()
-    weights = mask / mask.sum(axis=1, keepdims=True) / 6
-    classification = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(3), GOLDEN["y"]])
-    return classification + 0.5 * weighted_nats(params["model"], OPENAI, hidden[:, :-1], targets, weights)
+    loss, weight = fine_tuning_loss(
+        params, OPENAI, batch(), combination="choice", target="classes", language_model_weight=0.5
+    )
+    return loss / weight
+
+
+def hidden_states(params: dict) -> jax.Array:
+    return decoder.hidden_states(params["model"], OPENAI, batch()["tokens"].reshape(6, POSITIONS))
 
 
 @pytest.fixture
@@ -83,12 +91,13 @@ def params():
 
 
 def test_logits_and_losses_are_openais(params, one_device):
-    hidden, logits = jax.jit(forward)(params)
+    hidden, inputs = jax.jit(hidden_states)(params), batch()
+    logits = head_logits(hidden, inputs["extract_positions"], inputs["sequence_mask"], params["head"], "choice")
     np.testing.assert_allclose(logits, GOLDEN["clf_logits"], atol=5e-6, rtol=0)
-    classification = -jax.nn.log_softmax(logits)[jnp.arange(3), GOLDEN["y"]]
-    np.testing.assert_allclose(classification, GOLDEN["clf_losses"], atol=5e-6, rtol=0)
-    targets, mask = targets_and_mask()
-    nats = next_token_nats(params["model"], OPENAI, hidden[:, :-1], targets)
+    losses = prediction_loss(logits, inputs, "classes")
+    np.testing.assert_allclose(losses, GOLDEN["clf_losses"], atol=5e-6, rtol=0)
+    mask = inputs["loss_mask"].reshape(6, POSITIONS)
+    nats = next_token_nats(params["model"], OPENAI, hidden, inputs["targets"].reshape(6, POSITIONS))
     np.testing.assert_allclose((nats * mask).sum(1) / mask.sum(1), GOLDEN["lm_losses"], atol=5e-6, rtol=0)
     np.testing.assert_allclose(jax.jit(total_loss)(params), GOLDEN["loss"], atol=5e-6, rtol=0)
 
@@ -107,13 +116,8 @@ def test_all_27_gradients_are_openais(params, one_device):
 
 def test_the_position_rows_in_the_softmax_matter(params, one_device):
     """Without them the language model's loss is lower by more than 0.1 nats, so the test above would notice."""
-    import dataclasses
-
-    hidden, _ = forward(params)
-    targets, _ = targets_and_mask()
-    alone = next_token_nats(
-        params["model"], dataclasses.replace(OPENAI, positions_in_softmax=False), hidden[:, :-1], targets
-    )
-    joined = next_token_nats(params["model"], OPENAI, hidden[:, :-1], targets)
+    hidden, targets = hidden_states(params), batch()["targets"].reshape(6, POSITIONS)
+    tokens_only = dataclasses.replace(OPENAI, positions_in_softmax=False)
+    alone, joined = (next_token_nats(params["model"], config, hidden, targets) for config in (tokens_only, OPENAI))
     assert float(jnp.mean(joined - alone)) > 0.1
     assert bool(jnp.all(joined > alone))

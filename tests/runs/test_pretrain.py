@@ -39,8 +39,24 @@ def shipped(name: str):
 PRETRAIN = shipped("pretrain")
 
 
-@pytest.mark.parametrize("preset", PRETRAIN.PRESETS)
-def test_every_shipped_config_builds_and_traces(preset):
+SCRATCH = [preset for preset in PRETRAIN.PRESETS if preset != "weights"]  # that one needs init_from
+TRACED = [
+    "books", "gpt1", "gpt1-released", "gpt2-small", "gpt3-125M", "llama1-7B", "llama2-70B", "llama3.2-1B",
+    "qwen2.5-0.5B",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", SCRATCH)
+def test_every_shipped_config_resolves(preset):
+    config = pretrain.resolve(PRETRAIN.get_config(preset))
+    pretrain.check_batch(config, make_mesh(config.mesh))
+    schedule, _ = pretrain.schedule_and_optimizer(config, config.train.steps or 10_000)
+    assert float(schedule(0)) > 0
+    assert config.model.vocab_size == config.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("preset", TRACED)
+def test_every_family_builds_and_traces(preset):
     """Resolves the config and traces its whole train step, sharded over eight devices, without running it."""
     config = pretrain.resolve(PRETRAIN.get_config(preset))
     mesh = make_mesh(config.mesh)
@@ -70,10 +86,29 @@ def test_every_shipped_config_builds_and_traces(preset):
 def test_the_gpt1_preset_is_the_papers_recipe():
     config = pretrain.resolve(PRETRAIN.get_config("gpt1"))
     assert (config.train.batch_size, config.data.sequence_length, config.train.epochs) == (64, 512, 100)
-    assert (config.schedule.name, config.schedule.peak, config.schedule.warmup_steps) == ("cosine", 2.5e-4, 2000)
+    assert (config.schedule.name, config.schedule.peak, config.schedule.warmup_steps) == ("warmup_cosine", 2.5e-4, 2000)
+    assert config.optimizer.name == "openai_adam" and config.optimizer.clip_norm == 0
     assert config.schedule.final_fraction == 0 and config.optimizer.weight_decay == 0.01
     assert config.model.dropout == 0.1 and config.model.vocab_size == 40_478
     assert pretrain.total_steps(config, num_windows=6400) == 100 * 6400 // 64
+
+
+def test_the_gpt3_recipe_is_table_2_1s():
+    config = pretrain.resolve(PRETRAIN.get_config("gpt3,size=1.3B"))
+    tokens_per_step = config.train.batch_size * config.data.sequence_length
+    assert config.model.preset == "gpt3-1.3B" and tokens_per_step == 2**20 and config.schedule.peak == 2e-4
+    assert (config.train.steps - 1) * tokens_per_step < 300e9 <= config.train.steps * tokens_per_step
+    assert config.schedule.warmup_steps == math.ceil(375e6 / 2**20) and config.schedule.final_fraction == 0.1
+    assert (config.model.attention_pattern, config.model.attention_window) == ("alternating", 256)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("gpt1,size=1.3B", "size=1.3B stands behind gpt3"), ("gpt3,size=3B", "no such preset.*gpt3-13B")],
+)
+def test_a_size_that_is_not_there_is_refused(argument, words):
+    with pytest.raises(UserError, match=words):
+        PRETRAIN.get_config(argument)
 
 
 def test_arguments_behind_the_colon_set_the_listed_fields():

@@ -1,0 +1,141 @@
+"""Weights that a run begins with, whoever wrote them: other people's checkpoints, or a workdir of ours."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.errors import UserError
+from gpt_jax.models import decoder
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.models.presets import model_config
+from gpt_jax.parallel.rules import tree_shardings
+from gpt_jax.text.imported import open_tokenizer
+from gpt_jax.text.tokenizer import Tokenizer
+from gpt_jax.training.checkpoints import restore_parameters
+from gpt_jax.weights.formats import read_checkpoint
+from gpt_jax.weights.load import load_parameters
+from gpt_jax.weights.tensors import Checkpoint
+
+# A published model may have more rows than its tokenizer has ids, to round the number up (Qwen2: 399 more).
+SPARE_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights found at `path`, described but not read yet.
+
+    Attributes:
+      path: what the user named: a workdir (or one of its checkpoints/STEP), a Hugging Face folder, a GGUF file,
+        OpenAI's release.
+      config: the model that they were trained as.
+    """
+
+    path: Path
+    config: ModelConfig
+    source: Checkpoint | Path  # other people's checkpoint, or the folder `checkpoints` of ours
+    step: int | None = None  # of ours; None: the newest
+
+    def parameters(self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None) -> dict:
+        """Reads the parameters into their shardings on `mesh`.
+
+        Args:
+          config: `presets.adapt` of this one: another dtype, a shorter context.
+
+        Raises:
+          UserError: when they are damaged or not those of the config.
+        """
+        config = self.config if config is None else config
+        stored = dataclasses.replace(self.config, param_dtype=config.param_dtype)
+        if isinstance(self.source, Checkpoint):
+            params = load_parameters(dataclasses.replace(self.source, config=stored), mesh)
+        else:
+            saved = abstract_parameters(self.config, mesh)
+            params = restore_parameters(self.source, saved, step=self.step)
+            params = jax.tree.map(lambda x: x.astype(stored.param_dtype), params)
+        return _cut_positions(params, config, mesh)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the tokenizer of these weights stands, if they came with one."""
+        return self.path if isinstance(self.source, Checkpoint) else self.source.parent / "tokenizer"
+
+    def tokenizer(self, path: str | Path | None = None) -> Tokenizer:
+        """The tokenizer at `path`, by default the one beside the weights, held against the size of their vocabulary.
+
+        Raises:
+          UserError: when there is none, or it is not this model's.
+        """
+        place = Path(path).expanduser() if path else self.tokenizer_path
+        tokenizer = open_tokenizer(place)
+        check_vocabulary(tokenizer, place, self.config)
+        return tokenizer
+
+
+def open_pretrained(path: str | Path) -> Pretrained:
+    """Finds out what stands at `path`; no weights are read.
+
+    Raises:
+      UserError: when it holds no weights that this project reads.
+    """
+    path = Path(path).expanduser()
+    step, workdir = None, path
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        step, workdir = int(path.name), path.parent.parent
+    if not (workdir / "checkpoints").is_dir():
+        checkpoint = read_checkpoint(path)
+        return Pretrained(path, checkpoint.config, checkpoint)
+    try:
+        model = json.loads((workdir / "config.json").read_text())["model"]
+        fields = {name: value for name, value in model.items() if name != "preset"}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{workdir}: has checkpoints, but its config.json does not say which model's ({error!r})."
+        ) from None
+    return Pretrained(path, model_config(None, **fields), workdir / "checkpoints", step)
+
+
+def abstract_parameters(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The parameters as shapes, dtypes and shardings."""
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree_shardings(shapes, mesh)
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, place: Path, config: ModelConfig) -> None:
+    """Raises UserError unless the model has a row for every id, and not many more."""
+    if not tokenizer.vocab_size <= config.vocab_size < tokenizer.vocab_size + SPARE_ROWS:
+        raise UserError(
+            f"the tokenizer {place} has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,} rows: it is not "
+            "this model's. Give the one it was trained with: --config.tokenizer.path=FOLDER-OR-FILE."
+        )
+
+
+def append_rows(params: dict, config: ModelConfig, count: int, seed: int, mesh: jax.sharding.Mesh) -> dict:
+    """Parameters whose vocabulary has `count` rows more, drawn N(0, `config.init_std`) as OpenAI drew its symbols'."""
+
+    def append(params: dict) -> dict:
+        keys = jax.random.split(jax.random.key(seed))
+        for key, room in zip(keys, ("embedding", "unembedding"), strict=True):
+            if room in params:
+                old = params[room]["tokens"]
+                rows = config.init_std * jax.random.normal(key, (count, config.embed_dim), old.dtype)
+                params = params | {room: params[room] | {"tokens": jnp.concatenate([old, rows])}}
+        return params
+
+    wider = abstract_parameters(dataclasses.replace(config, vocab_size=config.vocab_size + count), mesh)
+    return jax.jit(append, out_shardings=jax.tree.map(lambda x: x.sharding, wider))(params)
+
+
+def _cut_positions(params: dict, config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """Keeps the first positions only, as many as the context has; OpenAI's fine-tuning shortened its context so."""
+    positions = params["embedding"].get("positions")
+    if positions is None or len(positions) == config.context_length:
+        return params
+    sharding = abstract_parameters(config, mesh)["embedding"]["positions"].sharding
+    cut = jax.jit(lambda x: x[: config.context_length], out_shardings=sharding)(positions)
+    return params | {"embedding": params["embedding"] | {"positions": cut}}
