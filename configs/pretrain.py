@@ -19,6 +19,7 @@ from gpt_jax.configuration import optional_fields, parse_argument
 from gpt_jax.errors import UserError
 from gpt_jax.models import presets
 from gpt_jax.models.config import ModelConfig
+from gpt_jax.models.decoder import parameter_count
 
 placeholder = config_dict.placeholder
 
@@ -29,6 +30,8 @@ FIELDS = {"batch": int, "steps": int, "epochs": float, "source": str, "size": st
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment that `argument` names; see the module's docstring."""
     preset, values = parse_argument(argument, presets=PRESETS, fields=FIELDS)
+    if "init_from" in values and not (argument or "").startswith(preset):
+        preset = "weights"
     config = defaults()
     if preset == "gpt3":
         preset = f"gpt3-{values.get('size', '125M')}"
@@ -88,7 +91,7 @@ def defaults() -> ConfigDict:
                 encoding="utf-8",
                 validation_address=placeholder(str),  # as source; by default a part of `source` is held out:
                 validation_fraction=0.05,
-                sequence_length=placeholder(int),  # the model's context_length
+                sequence_length=placeholder(int),  # the model's context_length; with init_from at most 512
                 cache_dir=placeholder(str),  # $XDG_CACHE_HOME/gpt_jax, ~/.cache/gpt_jax
                 prefetch=4,  # batches that are read ahead
             ),
@@ -150,9 +153,12 @@ def laptop(config: ConfigDict) -> None:
 
 
 def weights(config: ConfigDict) -> None:
-    """Goes on from the weights of `init_from`, with their tokenizer, on a text of one's own; cautious rates."""
+    """Goes on from the weights of `init_from`, with their tokenizer, on a text of one's own; cautious rates.
+
+    No warm-up, so that a small text will do.
+    """
     config.train.update(batch_size=8, epochs=1.0, eval_every=100)
-    config.schedule.update(peak=5e-5, warmup_steps=20, final_fraction=0.1)
+    config.schedule.update(peak=5e-5, final_fraction=0.1)
     config.optimizer.update(beta2=0.95, weight_decay=0.1)
     config.checkpoint.every = config.report.sample_every = 100
 
@@ -161,7 +167,7 @@ def gpt1(config: ConfigDict) -> None:
     """The paper's pretraining (§4.1): 64 sequences of 512 tokens, 100 epochs, OpenAI's Adam at 2.5e-4.
 
     2,000 steps of linear warm-up, cosine to 0, decay 0.01. The paper clips nothing and publishes neither beta2 nor the
-    number of updates.
+    number of updates. OpenAI's cosine does not begin where the warm-up ends, so shorten `warmup_steps` with the run.
     """
     config.train.update(batch_size=64, epochs=100.0)
     config.schedule.update(name="warmup_cosine", peak=2.5e-4, warmup_steps=2000)
@@ -169,7 +175,10 @@ def gpt1(config: ConfigDict) -> None:
 
 
 def gpt2(config: ConfigDict) -> None:
-    """GPT-2's sizes with the recipe of GPT-3's Table 2.1 and appendix B, since GPT-2's own was not published."""
+    """GPT-2's sizes with the rates of GPT-3's Table 2.1 and appendix B, since GPT-2's own were not published.
+
+    600,000 steps are nanoGPT's, at 524,288 tokens each.
+    """
     peak = {"gpt2-small": 6e-4, "gpt2-medium": 3e-4, "gpt2-large": 2.5e-4, "gpt2-xl": 2e-4}[config.model.preset]
     config.train.update(batch_size=512, steps=600_000)
     config.schedule.update(peak=peak, warmup_steps=700, final_fraction=0.1)
@@ -203,8 +212,9 @@ def llama(config: ConfigDict) -> None:
 
     2,000 steps of warm-up, cosine to a tenth, peak 3e-4 (1.5e-4 from 30B parameters on), clipping at 1, decay 0.1.
     """
-    fields = presets.preset_fields(config.model.preset)
-    config.data.sequence_length = min(fields["context_length"], 8192)
+    model = presets.model_config(config.model.preset)
+    config.data.sequence_length = min(model.context_length, 8192)
     config.train.update(batch_size=2**22 // config.data.sequence_length, steps=500_000)
-    config.schedule.update(peak=1.5e-4 if fields["embed_dim"] > 5120 else 3e-4, warmup_steps=2000, final_fraction=0.1)
+    peak = 1.5e-4 if parameter_count(model) > 30e9 else 3e-4
+    config.schedule.update(peak=peak, warmup_steps=2000, final_fraction=0.1)
     config.optimizer.update(beta2=0.95, epsilon=1e-5, weight_decay=0.1)

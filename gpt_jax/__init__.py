@@ -22,13 +22,14 @@ def run(config, workdir):
     return run_experiment(config, workdir)
 
 
-def load(path, mesh=None):
+def load(path, mesh=None, tokenizer=None):
     """A trained model: its config, parameters and tokenizer, and functions to use it.
 
     Args:
       path: a workdir of ours (or one of its checkpoints/STEP), a Hugging Face folder, a GGUF file, or OpenAI's GPT-1
         release.
       mesh: a `jax.sharding.Mesh` with the axes of `gpt_jax.parallel.mesh`; one device by default.
+      tokenizer: the path of one to use instead of the one beside the weights.
 
     Returns:
       A `gpt_jax.language_model.LanguageModel`: `.config`, `.params`, `.tokenizer`, `.logits(tokens_BT)`,
@@ -39,4 +40,4 @@ def load(path, mesh=None):
     """
     from gpt_jax.language_model import LanguageModel
 
-    return LanguageModel(path, mesh)
+    return LanguageModel(path, mesh, tokenizer)

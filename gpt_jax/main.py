@@ -3,18 +3,27 @@
 python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]
 """
 
+import ast
 import importlib
 import itertools
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gpt_jax.errors import Interrupted, UserError
+from gpt_jax.configuration import flatten
+from gpt_jax.errors import Interrupted, UserError, did_you_mean
 
+OUT_OF_MEMORY = (
+    "not enough memory on the devices ({reason}). What takes less, the most effective first: a smaller "
+    "train.batch_size or a larger train.accumulation, a shorter data.sequence_length, model.remat=block, "
+    "model.logits_chunk=128, model.attention_block=128, model.compute_dtype=bfloat16 (not on a CPU), more devices "
+    "along mesh.fsdp."
+)
 USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]"
 
 
@@ -29,7 +38,9 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
         shipped = ", ".join(sorted(str(path) for path in Path("configs").glob("*.py"))) or "none here"
         raise UserError(f"--config={chosen}: no file {chosen.partition(':')[0]}. In configs/: {shipped}.")
     overrides = [word for word in argv[1:] if word.lstrip("-").startswith("config.")]
-    _parse([word for word in argv if word not in overrides])  # what fails here is no override's fault
+    plain, _ = _parse([word for word in argv if word not in overrides])  # what fails here is no override's fault
+    if chosen is not None:
+        _check_overrides(overrides, plain.config, chosen)
     try:
         values, positional = _parse(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections' words for a bad override
@@ -37,7 +48,7 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
         text = " ".join(words.split()).strip("'\" ")
         raise UserError(f"--config overrides: {text}. The fields stand in {chosen}.") from None
     if values.help:
-        print(f"{USAGE}\n\n{values.get_help()}")
+        print(f"{USAGE}\n\n{_documentation(chosen) or values.get_help()}")
         raise SystemExit(0)
     if positional:
         raise UserError(
@@ -65,6 +76,26 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
         raise UserError(f"{error}\nUsage: {USAGE}") from None
 
 
+def _check_overrides(overrides: list[str], config: ConfigDict, chosen: str) -> None:
+    """Raises UserError for an override of a field that the config does not have."""
+    fields = flatten(config.to_dict())
+    for word in overrides:
+        name = word.lstrip("-").partition("=")[0].removeprefix("config.")
+        if name not in fields and not any(field.startswith(f"{name}.") for field in fields):
+            raise UserError(
+                f"--config.{name}: {chosen.partition(':')[0]} has no such field.{did_you_mean(name, fields)} "
+                "The fields, with what they mean, stand in that file."
+            )
+
+
+def _documentation(chosen: str | None) -> str | None:
+    """What the config file says of itself: how it is called, and its fields."""
+    if chosen is None:
+        return None
+    path = Path(chosen.partition(":")[0])
+    return f"{ast.get_docstring(ast.parse(path.read_text()))}\n\nThe fields, with what they mean, stand in {path}."
+
+
 def _config_argument(argv: list[str]) -> str | None:
     """What `--config` was given, as `--config=X` or `--config X`."""
     for word, following in itertools.pairwise([*argv[1:], None]):
@@ -89,8 +120,17 @@ def run(config: ConfigDict, workdir: str | Path):
     return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
 
 
+def _interrupt(number: int, frame) -> None:
+    """Ctrl-C, as Python handles it, but not inside JAX's hook on the garbage collector, where it would be lost."""
+    if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+        threading.Timer(0.01, signal.raise_signal, [number]).start()
+        return
+    raise KeyboardInterrupt
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code: 0 done, 2 for what the user can mend, 128 + signal."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         config, workdir = parse_flags(argv)
         run(config, workdir)
@@ -100,6 +140,11 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         print(f"{stop}. The same command goes on from there.", file=sys.stderr)
         return 128 + stop.signal_number
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {OUT_OF_MEMORY.format(reason=str(error).splitlines()[0])}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped. The same command begins again where it can.", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -40,13 +40,30 @@ def test_sampling_follows_the_seed(lm):
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_nothing_in_gives_nothing_out(lm):
+    assert lm.score([]) == [] and lm.generate([], max_new_tokens=4) == []
+    assert [scores.shape for scores in lm.score(["", ""])] == [(0,), (0,)]
+
+
+def test_rows_that_only_round_the_vocabulary_up_are_never_drawn(tmp_path):
+    """The model has 300 rows, the tokenizer 257 ids; sampling hot, a row beyond would come up at once."""
+    padded = gpt_jax.load(write_model(tmp_path / "model", "gpt2-small", vocab_size=300))
+    assert len(padded.generate(["a"] * 8, max_new_tokens=16, temperature=100.0)) == 8
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda lm: lm.logits([[0] * 25]), "time at most 24"),
+        (lambda lm: lm.logits([[0] * 25]), "25 tokens, and the context holds 24"),
         (lambda lm: lm.logits([[257]]), "the vocabulary has 0 to 256"),
+        (lambda lm: lm.logits([1, 2]), "expected integers .batch, time."),
+        (lambda lm: lm.logits([[1.5]]), "float64"),
         (lambda lm: lm.generate(["a"], max_new_tokens=24), "max_new_tokens=24"),
-        (lambda lm: lm.score(["x" * 25]), "time at most 24"),
+        (lambda lm: lm.generate(["a"], 4, temperature=-1), "temperature=-1"),
+        (lambda lm: lm.generate(["a"], 4, seed=-1), "seed=-1"),
+        (lambda lm: lm.generate("a text", 4), "expected a list of texts"),
+        (lambda lm: lm.score("a text"), "expected a list of texts"),
+        (lambda lm: lm.score(["short", "x" * 25]), "text 1 .*25 tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused(lm, call, words):

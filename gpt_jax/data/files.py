@@ -4,6 +4,7 @@ Everything here names the file, and the place in it, when the content is not wha
 """
 
 import codecs
+import glob
 import gzip
 import itertools
 import json
@@ -16,27 +17,58 @@ from gpt_jax.disk import digest, disk_errors_explained, write_atomically
 from gpt_jax.errors import UserError
 
 BLOCK_BYTES = 2**20
-_COMPRESSED = (".gz", ".xz", ".zst")
+COMPRESSED = (".gz", ".xz", ".zst")
 _SCAN_VERSION = 1
 
 
 def kind_of(path: Path) -> str:
     """ "txt" or "jsonl", by the suffix under that of the compression. UserError: anything else."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in (".txt", ".jsonl"):
+    suffix = suffix_of(path)
+    if suffix not in (".txt", ".jsonl"):
         raise UserError(
             f"Cannot tell what {path} holds from its name. Known: .txt (one document a file) and .jsonl "
-            f"(one document a line), each also with {', '.join(_COMPRESSED)} behind. Rename the file."
+            f"(one document a line), each also with {', '.join(COMPRESSED)} behind. Rename the file."
         )
-    return suffixes[-1][1:]
+    return suffix[1:]
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix under that of the compression, in small letters, with its dot; "" where there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def matching_files(patterns: str, example: str = "*.txt") -> list[Path]:
+    """The files that comma-separated paths and patterns name, each once, in order; those of a pattern by name.
+
+    UserError: nothing there, or a folder; the message shows `example`.
+    """
+    return list(dict.fromkeys(itertools.chain.from_iterable(_matches(one, example) for one in patterns.split(","))))
+
+
+def _matches(pattern: str, example: str) -> list[Path]:
+    path = Path(pattern.strip()).expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"data.source=file:{pattern}: that is a folder. Name its files, for example "
+            f"file:{path}/{example} or file:{path}/**/{example}."
+        )
+    found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    files = [match for match in found if match.is_file()]
+    if not files:
+        raise UserError(
+            f"data.source=file:{pattern}: no such file (looked in {Path.cwd()}). Expected a path or a "
+            f"pattern such as file:texts/{example}, several separated by commas."
+        )
+    return files
 
 
 def blocks(path: Path, start: int = 0) -> Iterator[bytes]:
     """The decompressed bytes of a file from offset `start` on. UserError: it cannot be opened or decompressed."""
     try:
-        if path.suffix.lower() not in _COMPRESSED:
+        if path.suffix.lower() not in COMPRESSED:
             with open(path, "rb") as file:
                 file.seek(start)
                 yield from _reads(file)
@@ -109,6 +141,19 @@ def decoded(path: Path, raw: Iterable[bytes], encoding: str, start: int = 0) -> 
             )
         yield text.removeprefix("\ufeff") if offset == 0 else text
         offset += len(block or b"")
+
+
+def lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Lines across chunks; only "\\n" ends one (JSON may hold U+2028, at which str.splitlines would cut)."""
+    rest: list[str] = []
+    for chunk in chunks:
+        first, *others = chunk.split("\n")
+        rest.append(first)
+        if others:
+            yield "".join(rest)
+            yield from others[:-1]
+            rest = [others[-1]]
+    yield "".join(rest)
 
 
 def check_encoding(encoding: str) -> None:

@@ -38,10 +38,10 @@ def training_batches(
     Each is a dict of tokens int32, targets int32 and loss_mask float32, global arrays [B, T] laid out by `sharding`.
     """
     shape = (batch_size, windows.length)
-    rows = _local_rows(sharding, shape)
+    rows = local_rows(sharding, shape)
     indices = _RowsOfSteps(window_order(len(windows), seed), batch_size, rows)
     batches = indices[first_step:].map(windows.batch)
-    return _global_batches(batches, shape, rows, sharding, prefetch)
+    return global_batches(batches, batch_size, rows, sharding, prefetch)
 
 
 def evaluation_batches(
@@ -53,10 +53,10 @@ def evaluation_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """All windows once, in order; rows missing from the last batch count nothing. As many batches on every host."""
     shape = (batch_size, windows.length)
-    rows = _local_rows(sharding, shape)
+    rows = local_rows(sharding, shape)
     steps = grain.MapDataset.range(-(-len(windows) // batch_size))
     batches = steps.map(lambda step: windows.batch([step * batch_size + row for row in rows]))
-    return _global_batches(batches, shape, rows, sharding, prefetch)
+    return global_batches(batches, batch_size, rows, sharding, prefetch)
 
 
 class _RowsOfSteps(grain.MapDataset[list[int]]):
@@ -77,32 +77,33 @@ class _RowsOfSteps(grain.MapDataset[list[int]]):
         return [self._order[step * self._batch_size + row] for row in self._rows]
 
 
-def _local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, int]) -> list[int]:
+def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> list[int]:
     """The rows of which this process's devices hold at least a part, ascending."""
     held = {
         row
-        for rows, _ in sharding.addressable_devices_indices_map(shape).values()
+        for rows, *_ in sharding.addressable_devices_indices_map(shape).values()
         for row in range(*rows.indices(shape[0]))
     }
     return sorted(held)
 
 
-def _global_batches(
+def global_batches(
     batches: grain.MapDataset,
-    shape: tuple[int, int],
+    batch_size: int,
     rows: list[int],
     sharding: jax.sharding.Sharding,
     prefetch: int,
 ) -> Iterator[dict[str, jax.Array]]:
+    """`batches` of the `rows` that this process holds, as global arrays [batch_size, ...], `prefetch` read ahead."""
     position = {row: number for number, row in enumerate(rows)}
 
     def global_array(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, slice]) -> np.ndarray:
-            first, stop, _ = index[0].indices(shape[0])
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, stop, _ = index[0].indices(batch_size)
             start = position[first]
-            return local[start : start + stop - first, index[1]]  # a device's rows are neighbours, so they are here too
+            return local[start : start + stop - first, *index[1:]]  # a device's rows are neighbours, so here too
 
-        return jax.make_array_from_callback(shape, sharding, part, dtype=local.dtype)
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part, dtype=local.dtype)
 
     arrays = batches.map(lambda batch: {name: global_array(local) for name, local in batch.items()})
     return iter(arrays.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)))

@@ -1,14 +1,12 @@
 """Sources made of files: plain text (one document a file) and JSON lines (one document a line)."""
 
-import glob
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_jax.data.files import blocks, decoded, kind_of, scanned
+from gpt_jax.data.files import blocks, decoded, kind_of, lines, matching_files, scanned
 from gpt_jax.data.pieces import Piece, cut_document, is_held_out
 from gpt_jax.disk import digest
 from gpt_jax.errors import UserError
@@ -99,7 +97,7 @@ class JsonLinesFile:
         return "valid" if is_held_out(text, self.held_out) else "train"
 
     def _texts(self, raw: Iterable[bytes]) -> Iterator[str]:
-        for number, line in enumerate(_lines(decoded(self.path, raw, self.encoding)), 1):
+        for number, line in enumerate(lines(decoded(self.path, raw, self.encoding)), 1):
             if not line.strip():
                 continue
             where = f"{self.path}, line {number}"
@@ -124,19 +122,6 @@ class JsonLinesFile:
                     f"character {error.start}. Correct or delete the line."
                 ) from None
             yield text
-
-
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Lines across chunks; only "\\n" ends one (JSON may hold U+2028, at which str.splitlines would cut)."""
-    rest: list[str] = []
-    for chunk in chunks:
-        first, *others = chunk.split("\n")
-        rest.append(first)
-        if others:
-            yield "".join(rest)
-            yield from others[:-1]
-            rest = [others[-1]]
-    yield "".join(rest)
 
 
 class FileSource:
@@ -194,28 +179,10 @@ def _scan(file: TextFile | JsonLinesFile, advance: Callable[[int], None]) -> dic
 
 def open_files(patterns: str, *, text_field: str, encoding: str, held_out: float, cache_dir: Path) -> FileSource:
     """The source behind `file:PATTERNS`. UserError: nothing matches, a folder, an unknown suffix; see `FileSource`."""
-    paths = dict.fromkeys(itertools.chain.from_iterable(map(_matches, patterns.split(","))))  # a file once, in order
     files = [
         TextFile(path, encoding, held_out)
         if kind_of(path) == "txt"
         else JsonLinesFile(path, encoding, held_out, text_field)
-        for path in paths
+        for path in matching_files(patterns)
     ]
     return FileSource(f"file:{patterns}", files, cache_dir)
-
-
-def _matches(pattern: str) -> list[Path]:
-    path = Path(pattern.strip()).expanduser()
-    if path.is_dir():
-        raise UserError(
-            f"data.source=file:{pattern}: that is a folder. Name its files, for example "
-            f"file:{path}/*.txt or file:{path}/**/*.txt."
-        )
-    found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-    files = [match for match in found if match.is_file()]
-    if not files:
-        raise UserError(
-            f"data.source=file:{pattern}: no such file (looked in {Path.cwd()}). Expected a path or a "
-            "pattern such as file:texts/*.txt, several separated by commas."
-        )
-    return files

@@ -30,7 +30,7 @@ class TfdsSource:
         self.address = f"tfds:{name}"
         self._text_field = text_field
         self._held_out = held_out
-        builder = _prepared(name)
+        builder = prepared(name)
         self._check_field(builder.info.features)
         if "train" not in builder.info.splits:
             raise UserError(f"data.source={self.address} has no split 'train', only {', '.join(builder.info.splits)}.")
@@ -107,7 +107,7 @@ class TfdsSource:
             )
 
 
-def _prepared(name: str):
+def prepared(name: str):
     """The builder of `name` with its data on the disk (TFDS_DATA_DIR or ~/tensorflow_datasets), as ArrayRecord."""
     try:
         import tensorflow_datasets as tfds

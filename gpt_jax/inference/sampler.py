@@ -14,7 +14,13 @@ from gpt_jax.models.config import ModelConfig
 
 
 def compile_sampler(
-    config: ModelConfig, mesh: jax.sharding.Mesh, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    vocab_size: int | None = None,
 ) -> Callable[[Any, Sequence[Sequence[int]], int], np.ndarray]:
     """A function (parameters, prompts as ids, seed) -> int32 [prompts, max_new_tokens] of new ids.
 
@@ -24,9 +30,11 @@ def compile_sampler(
     Args:
       temperature: the logits are divided by it; 0 takes the likeliest token.
       top_k: draws only among the k likeliest tokens; 0: among all.
+      vocab_size: the tokenizer's, where the model has more rows than that to round their number up; none is drawn.
     """
 
     def next_ids(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+        logits_BV = logits_BV[:, :vocab_size]
         if temperature == 0:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         logits_BV = logits_BV.astype(jnp.float32) / temperature

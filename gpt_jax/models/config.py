@@ -1,6 +1,7 @@
 """What makes one decoder differ from another: fields, not classes."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -97,9 +98,17 @@ class ModelConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"model.{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
-        for name in ("vocab_size", "context_length", "num_layers", "num_heads", "embed_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)}: expected at least 1.")
+        sizes = ("vocab_size", "context_length", "num_layers", "num_heads", "embed_dim", "rope_original_context")
+        for name in (*sizes, "key_value_heads", "head_dim", "mlp_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name}={value}: expected at least 1.")
+        for name in ("rope_theta", "rope_factor", "norm_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"model.{name}={getattr(self, name)}: expected a positive number.")
+        for name in ("init_std", "position_init_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"model.{name}={getattr(self, name)}: expected 0 or a positive number.")
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise UserError(
                 f"model: num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}. "
@@ -117,11 +126,10 @@ class ModelConfig:
                 f"model.attention_window={self.attention_window}: banded layers need the number of keys that a query "
                 "sees, at least 1 (GPT-3's is not published; 256 is this project's choice)."
             )
-        if self.rope_factor <= 0 or not 0 < self.rope_low_frequency_factor < self.rope_high_frequency_factor:
+        if not 0 < self.rope_low_frequency_factor < self.rope_high_frequency_factor:
             raise UserError(
-                f"model: rope_factor={self.rope_factor}, rope_low_frequency_factor={self.rope_low_frequency_factor}, "
-                f"rope_high_frequency_factor={self.rope_high_frequency_factor}: expected a positive factor, and the "
-                "low frequency factor below the high one."
+                f"model: rope_low_frequency_factor={self.rope_low_frequency_factor}, rope_high_frequency_factor="
+                f"{self.rope_high_frequency_factor}: expected two positive numbers, the low one below the high one."
             )
         if self.positions_in_softmax and not (self.positions == "learned" and self.tied_output):
             raise UserError(

@@ -100,7 +100,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "llama1-7B": dict(_LLAMA1, **_sizes(32, 4096, 32, mlp=11008)),  # 6,738,415,616
     "llama1-13B": dict(_LLAMA1, **_sizes(40, 5120, 40, mlp=13824)),  # 13,015,864,320
     "llama1-33B": dict(_LLAMA1, **_sizes(60, 6656, 52, mlp=17920)),  # 32,528,943,616
-    "llama1-65B": dict(_LLAMA1, **_sizes(80, 8192, 64, mlp=22016)),  # 65,285,660,672
+    "llama1-65B": dict(_LLAMA1, **_sizes(80, 8192, 64, mlp=22016), norm_epsilon=1e-5),  # 65,285,660,672
     "llama2-7B": dict(_LLAMA2, **_sizes(32, 4096, 32, mlp=11008)),  # 6,738,415,616
     "llama2-13B": dict(_LLAMA2, **_sizes(40, 5120, 40, mlp=13824)),  # 13,015,864,320
     "llama2-70B": dict(_LLAMA2, **_sizes(80, 8192, 64, 8, mlp=28672)),  # 68,976,648,192
@@ -197,10 +197,15 @@ def adapt(config: ModelConfig, **overrides: Any) -> ModelConfig:
       UserError: for an override that would need other weights.
     """
     wanted = model_config(None, **(dataclasses.asdict(config) | {k: v for k, v in overrides.items() if v is not None}))
+    followed = {"key_value_heads": "kv_heads", "head_dim": "head_width", "mlp_dim": "mlp_width"}  # where None follows
+
+    def value(model: ModelConfig, name: str) -> Any:
+        return getattr(model, followed.get(name, name))
+
     differ = [
-        f"model.{name}={value!r} (the weights have {getattr(config, name)!r})"
-        for name, value in dataclasses.asdict(wanted).items()
-        if value != getattr(config, name) and name not in (*TRAINING_ONLY, "context_length")
+        f"model.{name}={value(wanted, name)!r} (the weights have {value(config, name)!r})"
+        for name in (field.name for field in dataclasses.fields(ModelConfig))
+        if value(wanted, name) != value(config, name) and name not in (*TRAINING_ONLY, "context_length")
     ]
     if wanted.context_length > config.context_length and config.positions == "learned":
         differ.append(

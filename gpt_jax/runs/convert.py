@@ -13,7 +13,7 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce
-from gpt_jax.runs.pretrained import append_rows, open_pretrained
+from gpt_jax.runs.pretrained import open_pretrained, with_symbols
 from gpt_jax.runs.workdir import environment
 from gpt_jax.text.export import save_huggingface
 from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
@@ -45,9 +45,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, int]:
     announce(f"{config.source}: {describe(model)}")
     params = source.parameters(mesh)
     if config.add_symbols:
-        tokenizer, added = add_symbols(tokenizer, model)
-        params = append_rows(params, model, added, config.seed, mesh)
-        model = dataclasses.replace(model, vocab_size=model.vocab_size + added)
+        tokenizer, ids = add_symbols(tokenizer)
+        params = with_symbols(params, model, tokenizer.vocab_size, ids, config.seed, mesh)
+        model = dataclasses.replace(model, vocab_size=len(params["embedding"]["tokens"]))
     match config.to:
         case "huggingface":
             write_huggingface(params, model, tokenizer, workdir, config.dtype)
@@ -89,14 +89,13 @@ def describe(model: ModelConfig) -> str:
     )
 
 
-def add_symbols(tokenizer: Tokenizer, model: ModelConfig) -> tuple[Tokenizer, int]:
-    """The tokenizer with the symbols that fine-tuning needs, and the rows that the model lacks for them."""
+def add_symbols(tokenizer: Tokenizer) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer with the symbols that fine-tuning needs, and the ids of those that it lacked."""
     missing = missing_symbols(tokenizer)
     extended = with_fine_tuning_symbols(tokenizer)
-    added = max(extended.vocab_size - model.vocab_size, 0)
     ids = {name: getattr(extended.specials, name) for name in missing}
-    announce(f"symbols for fine-tuning added: {ids or 'none, all are there'}; rows appended to the embedding: {added}")
-    return extended, added
+    announce(f"symbols for fine-tuning added: {ids or 'none, all are there'}")
+    return extended, list(ids.values())
 
 
 def write_huggingface(params: dict, model: ModelConfig, tokenizer: Tokenizer | None, folder: Path, dtype: str) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
@@ -34,18 +33,17 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
-from gpt_jax.runs.pretrained import check_vocabulary, open_pretrained
+from gpt_jax.runs.pretrained import Pretrained, check_vocabulary, open_pretrained, prompt_ids
+from gpt_jax.runs.recipe import check_batch, check_config, schedule_and_optimizer
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
 from gpt_jax.text.imported import open_tokenizer as open_imported_tokenizer
-from gpt_jax.text.tokenizer import Tokenizer
+from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import language_model_loss
 from gpt_jax.training.metrics_log import MetricsLog
-from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.report import write_report
-from gpt_jax.training.schedules import make_schedule
 from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
 from gpt_jax.training.step import compile_train_step
 
@@ -80,30 +78,26 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
       UserError: for everything that the caller can mend; Interrupted: stopped by a signal, the state saved.
     """
     began = time.monotonic()
-    config = resolve(config)
+    config, pretrained = resolve(config, workdir)
     model = model_config(**config.model)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
+    check_sequence(config, mesh)
     schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
         announce(f"{title(config)}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
-        text = open_text(config)
+        text = open_text(config, workdir)
         steps = total_steps(config, len(text.windows))
+        schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
         do_on_main_process(lambda: record(config, text, workdir))
-        log = train(config, model, mesh, text, steps, workdir)
+        log = train(config, model, mesh, pretrained, text, steps, workdir)
         return finish(config, model, workdir, log, steps, began) if is_main_process() else {}
 
 
 def title(config: ConfigDict) -> str:
     """What is trained, in a word."""
     return config.model.preset or Path(config.init_from).name
-
-
-def check_config(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError where the run in `workdir` was begun with other fields."""
-    current = configuration.as_json(config)
-    configuration.check_same(workdir, "config.json", current, what="config", free=configuration.FREE_TO_CHANGE)
 
 
 def record(config: ConfigDict, text: Text, workdir: Path) -> None:
@@ -115,19 +109,24 @@ def record(config: ConfigDict, text: Text, workdir: Path) -> None:
     configuration.write_json(workdir / "config.json", configuration.as_json(config))
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which nothing is left to a default: the preset's fields filled in, token counts turned into steps.
+def resolve(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict, Pretrained | None]:
+    """A copy in which nothing is left to a default, and the weights to begin with, where `init_from` names some.
+
+    The preset's fields are filled in, token counts turned into steps.
+
+    Args:
+      workdir: where a run that was begun has all it needs of the weights and their tokenizer.
 
     Raises:
       UserError: when fields contradict each other.
     """
     config = config.copy_and_resolve_references().unlock()
-    model = resolve_model(config)
+    model, pretrained = resolve_model(config, workdir)
     for name in config.model:
         if name != "preset":
             config.model[name] = getattr(model, name)
-    if config.data.sequence_length is None:
-        config.data.sequence_length = model.context_length
+    if config.data.sequence_length is None:  # published contexts are longer than most machines can train on
+        config.data.sequence_length = min(model.context_length, 512 if config.init_from else model.context_length)
     if not 1 <= config.data.sequence_length <= model.context_length:
         raise UserError(
             f"data.sequence_length={config.data.sequence_length}: expected 1 to model.context_length="
@@ -146,15 +145,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
             raise UserError(f"{name}={fields[name]}: expected 0 or more.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}: expected 0 to {2**32 - 1}.")
+    if config.train.batch_size < 1:
+        raise UserError(f"train.batch_size={config.train.batch_size}: expected at least 1.")
     tokens_per_step = config.train.batch_size * config.data.sequence_length
     for name in ("warmup", "decay"):
         if (tokens := config.schedule[f"{name}_tokens"]) is not None:
             config.schedule[f"{name}_steps"] = math.ceil(tokens / tokens_per_step)
     config.data.cache_dir = str(cache_folder(config.data.cache_dir))
-    return config.lock()
+    return config.lock(), pretrained
 
 
-def resolve_model(config: ConfigDict) -> ModelConfig:
+def resolve_model(config: ConfigDict, workdir: Path | None) -> tuple[ModelConfig, Pretrained | None]:
     """The model that is trained: the preset's, or that of the weights in `init_from`; its vocabulary the tokenizer's.
 
     Fills in `config.tokenizer` where the tokenizer is not trained but found.
@@ -163,21 +164,31 @@ def resolve_model(config: ConfigDict) -> ModelConfig:
       UserError: for fields that contradict each other, the weights or the tokenizer.
     """
     fields = {name: value for name, value in config.model.items() if name != "preset"}
+    begun = workdir is not None and has_begun(workdir)
     if config.init_from:
+        if config.model.preset is not None and not begun:
+            announce(
+                f"init_from: the model and its tokenizer are those of {config.init_from}; of the preset "
+                f"{config.model.preset} only the recipe counts (schedule.peak={config.schedule.peak})"
+            )
         config.model.preset = None
-        pretrained = open_pretrained(config.init_from)
-        tokenizer = pretrained.tokenizer(config.tokenizer.path)
-        config.tokenizer.path = config.tokenizer.path or str(pretrained.tokenizer_path)
+        # A run that was begun is its own source: what it began with may be gone.
+        pretrained = open_pretrained(workdir if begun else config.init_from)
+        if begun:
+            tokenizer = load_tokenizer(workdir / "tokenizer")
+            config.tokenizer.path = config.tokenizer.path or earlier_config(workdir)["tokenizer"]["path"]
+        else:
+            tokenizer = pretrained.tokenizer(config.tokenizer.path)
+            config.tokenizer.path = config.tokenizer.path or str(pretrained.tokenizer_path)
         config.tokenizer.update(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
-        return adapt(pretrained.config, **fields)
+        return adapt(pretrained.config, **fields), pretrained
     if config.model.preset is None:
         raise UserError("init_from is missing: --config=configs/pretrain.py:weights,init_from=PATH.")
     if config.tokenizer.path:
-        tokenizer = open_imported_tokenizer(Path(config.tokenizer.path).expanduser())
+        tokenizer = found_tokenizer(config, workdir if begun else None)
         config.tokenizer.update(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
-    model = model_config(
-        config.model.preset, **fields | {"vocab_size": config.model.vocab_size or config.tokenizer.vocab_size}
-    )
+    vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+    model = model_config(config.model.preset, **fields | {"vocab_size": vocab_size})
     if config.tokenizer.path:
         check_vocabulary(tokenizer, Path(config.tokenizer.path), model)
     elif model.vocab_size != config.tokenizer.vocab_size:
@@ -185,20 +196,35 @@ def resolve_model(config: ConfigDict) -> ModelConfig:
             f"model.vocab_size={config.model.vocab_size}, tokenizer.vocab_size={config.tokenizer.vocab_size}: leave "
             "the first one empty, it follows the tokenizer."
         )
-    return model
+    return model, None
 
 
-def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError unless the batch divides over accumulation and devices, and the sequence over its axis."""
-    batch, accumulation = config.train.batch_size, config.train.accumulation
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    part = accumulation * rows
-    if batch < 1 or accumulation < 1 or batch % part:
-        nearest = max(round(batch / max(part, 1)), 1) * part
+def has_begun(workdir: Path) -> bool:
+    """Whether an earlier start in `workdir` got as far as a checkpoint."""
+    checkpoints = workdir / "checkpoints"
+    steps = [path for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.is_dir() else []
+    return bool(steps) and (workdir / "config.json").is_file() and (workdir / "tokenizer").is_dir()
+
+
+def earlier_config(workdir: Path) -> dict[str, Any]:
+    """config.json as an earlier start wrote it. UserError: it is damaged."""
+    try:
+        return json.loads((workdir / "config.json").read_text())
+    except ValueError as error:
         raise UserError(
-            f"train.batch_size={batch} does not divide by train.accumulation={accumulation} times the {rows} devices "
-            f"along mesh data and fsdp. The nearest that does: {nearest}."
-        )
+            f"{workdir / 'config.json'} is not whole JSON ({error}): restore it, or use another --workdir."
+        ) from None
+
+
+def found_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
+    """The tokenizer at `tokenizer.path`, or the copy of it that the run in `workdir` keeps."""
+    if workdir is not None and has_begun(workdir):
+        return load_tokenizer(workdir / "tokenizer")
+    return open_imported_tokenizer(Path(config.tokenizer.path).expanduser())
+
+
+def check_sequence(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError unless the sequence divides over its axis of the mesh."""
     if config.data.sequence_length % mesh.shape["sequence"]:
         raise UserError(
             f"data.sequence_length={config.data.sequence_length} does not divide by mesh.sequence="
@@ -206,7 +232,7 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def open_text(config: ConfigDict) -> Text:
+def open_text(config: ConfigDict, workdir: Path | None = None) -> Text:
     """Opens the text: read, tokenised and stored now, or found in the cache.
 
     Raises:
@@ -221,7 +247,7 @@ def open_text(config: ConfigDict) -> Text:
         validation_address=data.validation_address,
         cache_dir=cache,
     )
-    tokenizer = open_tokenizer(config, source)
+    tokenizer = open_tokenizer(config, source, workdir)
     stores = {
         split: open_or_build(source, split, tokenizer, cache_dir=cache, progress=is_main_process())
         for split in ("train", "valid")
@@ -233,10 +259,10 @@ def open_text(config: ConfigDict) -> Text:
     return Text(tokenizer, Windows(stores["train"], data.sequence_length), stores["valid"], facts)
 
 
-def open_tokenizer(config: ConfigDict, source: Source) -> Tokenizer:
+def open_tokenizer(config: ConfigDict, source: Source, workdir: Path | None = None) -> Tokenizer:
     """The tokenizer at `tokenizer.path`; or the one trained on the source's training text, or found in the cache."""
     if config.tokenizer.path:
-        return open_imported_tokenizer(Path(config.tokenizer.path).expanduser())
+        return found_tokenizer(config, workdir)
     if config.tokenizer.kind != "sentencepiece":
         raise UserError(f"tokenizer.kind={config.tokenizer.kind!r}: expected sentencepiece, or tokenizer.path.")
     return sentencepiece.load_or_train(
@@ -259,7 +285,13 @@ def total_steps(config: ConfigDict, num_windows: int) -> int:
 
 
 def train(
-    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text, steps: int, workdir: Path
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    pretrained: Pretrained | None,
+    text: Text,
+    steps: int,
+    workdir: Path,
 ) -> MetricsLog:
     """From the opened text to the last checkpoint; returns the record of the run, closed."""
     c, batch, length = config, config.train.batch_size, config.data.sequence_length
@@ -268,8 +300,8 @@ def train(
     abstract = abstract_state(build, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
     state = checkpoints.restore(abstract)
-    if state is None and c.init_from:
-        params = open_pretrained(c.init_from).parameters(mesh, model)
+    if state is None and pretrained is not None:
+        params = pretrained.parameters(mesh, model)
         state = create_state(lambda params: initial_state(params, optimizer), abstract, mesh, params)
     elif state is None:
         state = create_state(build, abstract, mesh)
@@ -322,19 +354,6 @@ def train(
     return log
 
 
-def schedule_and_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning-rate schedule of a run of `steps` updates, and the optimizer that follows it."""
-    schedule = make_schedule(
-        config.schedule.name,
-        peak=config.schedule.peak,
-        steps=steps,
-        warmup_steps=config.schedule.warmup_steps,
-        decay_steps=config.schedule.decay_steps,
-        final_fraction=config.schedule.final_fraction,
-    )
-    return schedule, make_optimizer(schedule=schedule, **config.optimizer)
-
-
 def make_evaluate(
     config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text
 ) -> Callable[[TrainState], dict[str, float]]:
@@ -355,8 +374,7 @@ def make_sample(
     if not (r.sample_every and r.sample_tokens > 0 and model.context_length > 1):
         return lambda state: []
     if r.prompts:
-        end_of_text = tokenizer.specials.end_of_text  # before an empty prompt, so that there is something to continue
-        prompts = [list(tokenizer.encode(prompt)) or [end_of_text] for prompt in r.prompts]
+        prompts = [prompt_ids(tokenizer, prompt) for prompt in r.prompts]
     else:
         places = np.linspace(0, max(len(text.valid) - PROMPT_TOKENS, 0), 5, dtype=int)[:-1]
         prompts = [text.valid.read(place, min(place + PROMPT_TOKENS, len(text.valid))).tolist() for place in places]
@@ -366,6 +384,7 @@ def make_sample(
         max_new_tokens=min(r.sample_tokens, max(model.context_length - PROMPT_TOKENS, 1)),
         temperature=r.temperature,
         top_k=r.top_k,
+        vocab_size=tokenizer.vocab_size,
     )
 
     def sample(state: TrainState) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,14 +14,16 @@ from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.rules import tree_shardings
 from gpt_jax.text.imported import open_tokenizer
-from gpt_jax.text.tokenizer import Tokenizer
+from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.training.checkpoints import restore_parameters
 from gpt_jax.weights.formats import read_checkpoint
-from gpt_jax.weights.load import load_parameters
+from gpt_jax.weights.load import check_tensors, load_parameters
 from gpt_jax.weights.tensors import Checkpoint
 
-# A published model may have more rows than its tokenizer has ids, to round the number up (Qwen2: 399 more).
-SPARE_ROWS = 1024
+# A published model may have more rows than its tokenizer has ids, to round their number up: of Qwen2's 151,936 the last
+# 271, of its 152,064 the last 399.
+SPARE_ROWS = 128
+SPARE_SHARE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +71,20 @@ class Pretrained:
         Raises:
           UserError: when there is none, or it is not this model's.
         """
-        place = Path(path).expanduser() if path else self.tokenizer_path
-        tokenizer = open_tokenizer(place)
+        if path is None and isinstance(self.source, Checkpoint) and "tokenizer.ggml.model" in self.source.metadata:
+            from gpt_jax.text.gguf import tokenizer_from_metadata
+
+            place, tokenizer = self.path, tokenizer_from_metadata(self.source.metadata, str(self.path))
+        else:
+            place = Path(path).expanduser() if path else self.tokenizer_path
+            tokenizer = open_tokenizer(place)
         check_vocabulary(tokenizer, place, self.config)
+        if path and isinstance(self.source, Path) and (own := self.tokenizer_path).is_dir():
+            if load_tokenizer(own).fingerprint != tokenizer.fingerprint:
+                raise UserError(
+                    f"the tokenizer {place} is not the one that {self.path} was trained with: leave tokenizer.path "
+                    "empty."
+                )
         return tokenizer
 
 
@@ -86,15 +100,16 @@ def open_pretrained(path: str | Path) -> Pretrained:
         step, workdir = int(path.name), path.parent.parent
     if not (workdir / "checkpoints").is_dir():
         checkpoint = read_checkpoint(path)
+        check_tensors(checkpoint)
         return Pretrained(path, checkpoint.config, checkpoint)
     try:
         model = json.loads((workdir / "config.json").read_text())["model"]
-        fields = {name: value for name, value in model.items() if name != "preset"}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        config = model_config(None, **{name: value for name, value in model.items() if name != "preset"})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{workdir}: has checkpoints, but its config.json does not say which model's ({error!r})."
         ) from None
-    return Pretrained(path, model_config(None, **fields), workdir / "checkpoints", step)
+    return Pretrained(path, config, workdir / "checkpoints", step)
 
 
 def abstract_parameters(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
@@ -108,27 +123,46 @@ def abstract_parameters(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
 
 def check_vocabulary(tokenizer: Tokenizer, place: Path, config: ModelConfig) -> None:
     """Raises UserError unless the model has a row for every id, and not many more."""
-    if not tokenizer.vocab_size <= config.vocab_size < tokenizer.vocab_size + SPARE_ROWS:
+    spare = config.vocab_size - tokenizer.vocab_size
+    if not 0 <= spare < max(SPARE_ROWS, SPARE_SHARE * config.vocab_size):
         raise UserError(
             f"the tokenizer {place} has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,} rows: it is not "
             "this model's. Give the one it was trained with: --config.tokenizer.path=FOLDER-OR-FILE."
         )
 
 
-def append_rows(params: dict, config: ModelConfig, count: int, seed: int, mesh: jax.sharding.Mesh) -> dict:
-    """Parameters whose vocabulary has `count` rows more, drawn N(0, `config.init_std`) as OpenAI drew its symbols'."""
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text to continue, after the beginning of text where the model saw one before every text.
 
-    def append(params: dict) -> dict:
+    An empty text is continued from there, or from the end of text that stands between documents.
+    """
+    beginning = tokenizer.specials.beginning_of_text
+    ids = tokenizer.encode(text).tolist()
+    if beginning is not None:
+        return [beginning, *ids]
+    return ids or [tokenizer.specials.end_of_text]
+
+
+def with_symbols(params: dict, config: ModelConfig, vocab_size: int, ids: Sequence[int], seed: int, mesh) -> dict:
+    """Parameters with rows for `vocab_size` ids, those of `ids` drawn N(0, `config.init_std`), as OpenAI drew symbols.
+
+    A symbol may take a row that the model has already, one that rounded the number of rows up.
+    """
+    config = dataclasses.replace(config, vocab_size=max(vocab_size, config.vocab_size))
+    symbols = jnp.array(ids, jnp.int32)
+
+    def draw(params: dict) -> dict:
         keys = jax.random.split(jax.random.key(seed))
         for key, room in zip(keys, ("embedding", "unembedding"), strict=True):
             if room in params:
                 old = params[room]["tokens"]
-                rows = config.init_std * jax.random.normal(key, (count, config.embed_dim), old.dtype)
-                params = params | {room: params[room] | {"tokens": jnp.concatenate([old, rows])}}
+                new = config.init_std * jax.random.normal(key, (config.vocab_size, config.embed_dim), old.dtype)
+                rows = jnp.pad(old, ((0, config.vocab_size - len(old)), (0, 0))).at[symbols].set(new[symbols])
+                params = params | {room: params[room] | {"tokens": rows}}
         return params
 
-    wider = abstract_parameters(dataclasses.replace(config, vocab_size=config.vocab_size + count), mesh)
-    return jax.jit(append, out_shardings=jax.tree.map(lambda x: x.sharding, wider))(params)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_parameters(config, mesh))
+    return jax.jit(draw, out_shardings=shardings)(params)
 
 
 def _cut_positions(params: dict, config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -41,7 +41,7 @@ class Checkpoints:
             [
                 policies.LatestN(n=keep),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["loss"],
+                    get_metric_fn=lambda metrics: next(iter(metrics.values())),  # there is one, whatever its name
                     reverse=True,
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -57,11 +57,11 @@ class Checkpoints:
         """The step of the newest whole checkpoint; None without one."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, *, valid_loss: float | None = None) -> None:
+    def save(self, state: TrainState, *, objective: float | None = None) -> None:
         """Saves `state` under its step; returns once the arrays are copied, the writing goes on in the background.
 
         Args:
-          valid_loss: of this very state, where it was measured; the checkpoint with the lowest is kept.
+          objective: of this very state, where it was measured; the checkpoint with the lowest is kept.
 
         Raises:
           UserError: when the disk was full, for this checkpoint or the one before.
@@ -77,7 +77,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_as_dict(state)), digests=ocp.args.JsonSave(digests(state))
                 ),
-                metrics=None if valid_loss is None else {"loss": valid_loss},
+                metrics=None if objective is None else {"objective": objective},
                 force=True,
             )
         except Exception as error:
@@ -194,6 +194,7 @@ def restore_parameters(folder: Path, abstract: dict, *, step: int | None = None)
     Raises:
       UserError: when there is none, it is damaged, or its parameters are not those of `abstract`.
     """
+    absl_logging.set_verbosity(absl_logging.FATAL)  # it warns of being read-only, as it was asked to be
     folder = folder.absolute()
     manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
     steps = manager.all_steps() if folder.exists() else []
@@ -208,8 +209,16 @@ def restore_parameters(folder: Path, abstract: dict, *, step: int | None = None)
         restored = manager.restore(
             step, args=ocp.args.Composite(state=arguments, digests=ocp.args.JsonRestore())
         )  # fmt: skip
-    except (ValueError, KeyError, FileNotFoundError) as error:  # what Orbax and TensorStore say of damaged files
-        raise UserError(f"{folder / str(step)}: cannot be read: {str(error).splitlines()[0][:300]}") from error
+    except (MemoryError, PermissionError, ConnectionError, TimeoutError):
+        raise  # of the machine, not of the checkpoint
+    except Exception as error:  # whatever Orbax, TensorStore or a JSON parser says of damaged files
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise UserError(
+            f"{folder / str(step)} is damaged or of another model: {reason}. Steps: {sorted(steps)}; name one as "
+            f"{folder}/STEP."
+        ) from error
     finally:
         manager.close()
     params, recorded = restored["state"]["params"], restored["digests"]

@@ -74,6 +74,7 @@ class Loop:
       steps: length of the run; tokens_per_step, flops_per_token, peak_flops: for the rows of metrics.
       evaluate: metrics of a state, `loss` among them.
       sample: texts of a state, rows of `prompt` and `continuation`.
+      objective: of the metrics of an evaluation and its `step`, the number that is smallest in the best checkpoint.
       describe_batch: what step t (counted from 0) was fed with, for the message about a loss that is not finite.
     """
 
@@ -90,6 +91,7 @@ class Loop:
     checkpoints: Checkpoints
     log: MetricsLog
     progress: StepProgress
+    objective: Callable[[dict[str, float]], float] = lambda metrics: metrics["loss"]
 
     def fit(self, state: TrainState) -> TrainState:
         """Trains from `state` to the last step.
@@ -116,10 +118,10 @@ class Loop:
                     self._record(*pending)
                     pending = None
                     with self._rate.paused():
-                        valid_loss = self._evaluate_and_sample(step, state)
+                        objective = self._evaluate_and_sample(step, state)
                         if save:
                             self.log.flush()
-                            self.checkpoints.save(state, valid_loss=valid_loss)
+                            self.checkpoints.save(state, objective=objective)
                 if stop is not None and step < self.steps:
                     self.checkpoints.wait()
                     raise Interrupted(stop, step)
@@ -148,12 +150,11 @@ class Loop:
         self.progress.update(step, loss=values["loss"])
 
     def _evaluate_and_sample(self, step: int, state: TrainState) -> float | None:
-        """Makes the evaluation and the samples that are due at `step` and not yet on record; the validation loss."""
+        """Makes the evaluation and the samples that are due at `step` and not yet on record; the objective."""
         last = step == self.steps
-        loss = next((row["loss"] for row in self.log.rows("valid") if row["step"] == step), None)
-        if (last or _due(step, self.intervals.evaluate)) and from_main_process(loss is None):
+        metrics = next((row for row in self.log.rows("valid") if row["step"] == step), None)
+        if (last or _due(step, self.intervals.evaluate)) and from_main_process(metrics is None):
             metrics = self.evaluate(state)
-            loss = metrics["loss"]
             self.log.write({"step": step, "split": "valid"} | metrics | {"tokens": step * self.tokens_per_step})
             self.progress.say(f"step {step}: valid " + ", ".join(f"{name} {x:.4f}" for name, x in metrics.items()))
         sampled = any(row["step"] == step for row in self.log.samples())
@@ -162,7 +163,7 @@ class Loop:
             for row in self.sample(state):
                 self.log.write_sample({"step": step} | row)
                 self.progress.say(f"  {row['prompt']!r} ⟶ {row['continuation']!r}")
-        return loss
+        return None if metrics is None else self.objective({"step": step} | metrics)
 
 
 def _due(step: int, every: int) -> bool:

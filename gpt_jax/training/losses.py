@@ -64,7 +64,7 @@ def fine_tuning_loss(
     loss = jnp.sum(weights_B * prediction_loss(logits, batch, target))
     if language_model_weight:
         mask_BS = batch["sequence_mask"]
-        shares_BS = weights_B[:, None] * mask_BS / jnp.sum(mask_BS, axis=1, keepdims=True)
+        shares_BS = weights_B[:, None] * mask_BS / jnp.maximum(jnp.sum(mask_BS, axis=1, keepdims=True), 1)
         lengths_N1 = jnp.maximum(jnp.sum(flat["loss_mask"], axis=1, keepdims=True), 1)
         weights_NT = flat["loss_mask"] / lengths_N1 * shares_BS.reshape(-1, 1)
         loss += language_model_weight * weighted_nats(model, config, hidden_NTD, flat["targets"], weights_NT)

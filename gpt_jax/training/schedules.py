@@ -36,7 +36,9 @@ def make_schedule(
       UserError: for an unknown name, or a warm-up that does not fit the run.
     """
     decay_end = steps if decay_steps is None else decay_steps
-    if not 0 <= warmup_steps < max(decay_end, 1):
+    if decay_end < 1:
+        raise UserError(f"schedule.decay_steps={decay_end}: expected at least 1.")
+    if not 0 <= warmup_steps < decay_end:
         raise UserError(
             f"schedule: warmup_steps={warmup_steps} leaves nothing of the {decay_end} steps until the decay ends. "
             "Expected 0 <= warmup_steps < steps; lower --config.schedule.warmup_steps."

@@ -26,10 +26,14 @@ def train_step(
     schedule: optax.Schedule,
     seed: int,
     accumulation: int,
+    frozen: Any = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; a pure function.
 
     With `accumulation` = A > 1 the batch is worked off in A parts whose gradients add up to the whole batch's.
+
+    Args:
+      frozen: None, or a tree like the parameters with 1 where they learn and 0 where they stay (arrays that broadcast).
 
     Returns:
       The next state, and float32 scalars: `loss` (of this batch, before the update), `gradient_norm` (before
@@ -59,7 +63,11 @@ def train_step(
         (loss, weight, gradients), _ = jax.lax.scan(add_part, totals, parts)
 
     gradients = jax.tree.map(lambda g: g / weight, gradients)
+    if frozen is not None:  # the gradients too, so that clipping does not count what stays
+        gradients = jax.tree.map(jnp.multiply, gradients, frozen)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    if frozen is not None:  # weight decay moves what has no gradient
+        updates = jax.tree.map(jnp.multiply, updates, frozen)
     metrics = {
         "loss": loss / weight,
         "gradient_norm": optax.tree.norm(gradients),

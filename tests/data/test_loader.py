@@ -97,7 +97,7 @@ def test_a_process_reads_only_the_rows_that_its_devices_hold():
             assert shape == (8, 16)
             return {0: (slice(2, 4), slice(0, 8)), 1: (slice(2, 4), slice(8, 16)), 2: (slice(6, 8), slice(None))}
 
-    rows = loader._local_rows(TwoOfFour(), (8, 16))
+    rows = loader.local_rows(TwoOfFour(), (8, 16))
     assert rows == [2, 3, 6, 7]
     order = window_order(100, seed=0)
     steps = loader._RowsOfSteps(order, 8, rows)

@@ -45,7 +45,7 @@ def refused(runs, capsys):
         ({"train.steps": 0}, ["train.steps=0", "exactly one"]),
         ({"checkpoint.keep": 0}, ["checkpoint.keep=0"]),
         ({"seed": -1}, ["seed=-1"]),
-        ({"run": "pretrian"}, ["run='pretrian'", "expected one of pretrain"]),
+        ({"run": "pretrian"}, ["run='pretrian'", "expected one of", "pretrain"]),
         ({"train.log_every": -1}, ["train.log_every=-1", "0 or more"]),
         ({"report.temperature": -0.5}, ["report.temperature=-0.5"]),
         ({"optimizer.mu_dtype": "float8"}, ["'float8'"]),
@@ -58,6 +58,11 @@ def refused(runs, capsys):
         ({"data.source": "file:nowhere/*.txt"}, ["nowhere"]),
         ({"data.source": "bookz"}, ["bookz", "books"]),
         ({"model.dropout": 1.5}, ["model.dropout=1.5"]),
+        ({"model.key_value_heads": -2}, ["model.key_value_heads=-2"]),
+        ({"model.rope_theta": -1.0}, ["model.rope_theta=-1.0"]),
+        ({"train.batch_size": 0}, ["train.batch_size=0"]),
+        ({"schedule.decay_steps": 0}, ["decay_steps=0"]),
+        ({"train.steps": 0, "train.epochs": 0.001, "schedule.warmup_steps": 500}, ["warmup_steps=500"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -71,7 +76,7 @@ def test_fields_that_cannot_be_are_named(overrides, words, refused, tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("configs/pretrain.py:gpt3", ["'gpt3'", "books", "gpt1"]),
+        ("configs/pretrain.py:gpt4", ["'gpt4'", "books", "gpt1"]),
         ("configs/pretrain.py:books,bath=3", ["'bath=3'", "Did you mean 'batch'?"]),
         ("configs/pretrain.py:books,batch=many", ["'batch=many'", "batch=int"]),
         ("configs/pretran.py", ["configs/pretran.py", "configs/pretrain.py"]),

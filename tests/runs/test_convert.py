@@ -103,6 +103,33 @@ def test_a_run_begins_with_the_weights_it_is_given(gpt2, text, tmp_path):
     assert first["loss"] == again["loss"]
 
 
+def test_a_run_goes_on_when_the_weights_it_began_with_are_gone(text, tmp_path):
+    source = write_model(tmp_path / "model", "gpt2-small")
+    assert pretrain(tmp_path / "run", source, text) == 0
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert pretrain(tmp_path / "run", source, text) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert pretrain(tmp_path / "new", source, text) == 2
+
+
+def test_weights_are_checked_before_anything_is_written(text, tmp_path, capsys):
+    source = write_model(tmp_path / "model", "gpt2-small")
+    fields = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(fields | {"n_inner": 100}))
+    assert pretrain(tmp_path / "run", source, text) == 2
+    assert "of another shape" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_init_from_beside_a_preset_says_that_the_weights_decide(gpt2, text, tmp_path, capsys):
+    flags = [f"--config.init_from={gpt2}", "--config.train.batch_size=8", "--config.train.steps=1"]
+    flags += [f"--config.data.source=file:{text}", f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    flags += ["--config.schedule.warmup_steps=0", "--config.report.sample_every=0"]
+    assert main(["main", "--config=configs/pretrain.py", f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    assert "of the preset books only the recipe counts" in capsys.readouterr().err
+    assert gpt_jax.load(tmp_path / "run").config.embed_dim == 32
+
+
 def test_a_run_learns_on_from_the_weights(gpt2, text, tmp_path):
     assert pretrain(tmp_path / "run", gpt2, text, "--config.mesh.fsdp=4", "--config.train.steps=8") == 0
     after, before = gpt_jax.load(tmp_path / "run"), gpt_jax.load(gpt2)
@@ -165,6 +192,34 @@ def test_fields_that_do_not_go_with_the_weights_are_named(flags, words, gpt2, te
 def test_weights_without_init_from_ask_for_it(tmp_path, capsys):
     assert main(["main", "--config=configs/pretrain.py:weights", f"--workdir={tmp_path / 'run'}"]) == 2
     assert "init_from=PATH" in capsys.readouterr().err
+
+
+def test_a_foreign_tokenizer_of_the_right_size_does_not_go_with_a_workdir(gpt2, tmp_path, capsys):
+    assert convert(tmp_path / "ours", f"workdir,source={gpt2}") == 0
+    other = tmp_path / "tokenizer.json"
+    document = json.loads((gpt2 / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    other.write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    flag = f"--config.tokenizer.path={other}"
+    assert convert(tmp_path / "theirs", f"huggingface,source={tmp_path / 'ours'}", flag) == 2
+    assert "is not the one that" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(gpt2, tmp_path, capsys):
+    assert convert(tmp_path / "ours", f"workdir,source={gpt2}") == 0
+    for path in (tmp_path / "ours" / "checkpoints" / "0" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 5000:
+            path.write_bytes(path.read_bytes()[:-500])
+    assert convert(tmp_path / "theirs", f"huggingface,source={tmp_path / 'ours'}") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_help_prints_what_the_config_says_of_itself(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["main", "--config=configs/convert.py", "--help"])
+    assert stop.value.code == 0 and "FORMAT is what is written" in capsys.readouterr().out
 
 
 def test_a_workdir_without_its_config_is_named(gpt2, tmp_path):

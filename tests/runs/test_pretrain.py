@@ -48,7 +48,7 @@ TRACED = [
 
 @pytest.mark.parametrize("preset", SCRATCH)
 def test_every_shipped_config_resolves(preset):
-    config = pretrain.resolve(PRETRAIN.get_config(preset))
+    config = pretrain.resolve(PRETRAIN.get_config(preset))[0]
     pretrain.check_batch(config, make_mesh(config.mesh))
     schedule, _ = pretrain.schedule_and_optimizer(config, config.train.steps or 10_000)
     assert float(schedule(0)) > 0
@@ -58,7 +58,7 @@ def test_every_shipped_config_resolves(preset):
 @pytest.mark.parametrize("preset", TRACED)
 def test_every_family_builds_and_traces(preset):
     """Resolves the config and traces its whole train step, sharded over eight devices, without running it."""
-    config = pretrain.resolve(PRETRAIN.get_config(preset))
+    config = pretrain.resolve(PRETRAIN.get_config(preset))[0]
     mesh = make_mesh(config.mesh)
     pretrain.check_batch(config, mesh)
     model = model_config(**config.model)
@@ -84,7 +84,7 @@ def test_every_family_builds_and_traces(preset):
 
 
 def test_the_gpt1_preset_is_the_papers_recipe():
-    config = pretrain.resolve(PRETRAIN.get_config("gpt1"))
+    config = pretrain.resolve(PRETRAIN.get_config("gpt1"))[0]
     assert (config.train.batch_size, config.data.sequence_length, config.train.epochs) == (64, 512, 100)
     assert (config.schedule.name, config.schedule.peak, config.schedule.warmup_steps) == ("warmup_cosine", 2.5e-4, 2000)
     assert config.optimizer.name == "openai_adam" and config.optimizer.clip_norm == 0
@@ -94,7 +94,7 @@ def test_the_gpt1_preset_is_the_papers_recipe():
 
 
 def test_the_gpt3_recipe_is_table_2_1s():
-    config = pretrain.resolve(PRETRAIN.get_config("gpt3,size=1.3B"))
+    config = pretrain.resolve(PRETRAIN.get_config("gpt3,size=1.3B"))[0]
     tokens_per_step = config.train.batch_size * config.data.sequence_length
     assert config.model.preset == "gpt3-1.3B" and tokens_per_step == 2**20 and config.schedule.peak == 2e-4
     assert (config.train.steps - 1) * tokens_per_step < 300e9 <= config.train.steps * tokens_per_step
@@ -120,7 +120,7 @@ def test_arguments_behind_the_colon_set_the_listed_fields():
 def test_tokens_become_steps():
     config = PRETRAIN.get_config("gpt2-small").unlock()
     config.schedule.warmup_tokens = 512 * 1024 * 10 + 1
-    assert pretrain.resolve(config).schedule.warmup_steps == 11
+    assert pretrain.resolve(config)[0].schedule.warmup_steps == 11
 
 
 def test_a_run_leaves_what_the_contract_says(undisturbed):

@@ -39,7 +39,7 @@ def saved_run(folder, steps=(2, 4), losses=None):
     checkpoints = Checkpoints(folder, keep=10)
     for step in steps:
         state, _ = make_state(single_device_mesh(), seed=step, step=step)
-        checkpoints.save(state, valid_loss=(losses or {}).get(step))
+        checkpoints.save(state, objective=(losses or {}).get(step))
     checkpoints.close()
 
 
@@ -63,7 +63,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path):
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
-        checkpoints.save(make_state(single_device_mesh(), step=step)[0], valid_loss=loss)
+        checkpoints.save(make_state(single_device_mesh(), step=step)[0], objective=loss)
     checkpoints.close()
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 4, 5]
 

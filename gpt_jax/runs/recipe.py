@@ -1,0 +1,44 @@
+"""What the training runs share: the same fields of a config mean the same in each."""
+
+from pathlib import Path
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from gpt_jax import configuration
+from gpt_jax.errors import UserError
+from gpt_jax.training.optimizers import make_optimizer
+from gpt_jax.training.schedules import make_schedule
+
+
+def check_config(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError where the run in `workdir` was begun with other fields."""
+    current = configuration.as_json(config)
+    configuration.check_same(workdir, "config.json", current, what="config", free=configuration.FREE_TO_CHANGE)
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError unless the batch divides over accumulation and devices."""
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    part = accumulation * rows
+    if batch < 1 or accumulation < 1 or batch % part:
+        nearest = max(round(batch / max(part, 1)), 1) * part
+        raise UserError(
+            f"train.batch_size={batch} does not divide by train.accumulation={accumulation} times the {rows} devices "
+            f"along mesh data and fsdp. The nearest that does: {nearest}."
+        )
+
+
+def schedule_and_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning-rate schedule of a run of `steps` updates, and the optimizer that follows it."""
+    schedule = make_schedule(
+        config.schedule.name,
+        peak=config.schedule.peak,
+        steps=steps,
+        warmup_steps=config.schedule.warmup_steps,
+        decay_steps=config.schedule.decay_steps,
+        final_fraction=config.schedule.final_fraction,
+    )
+    return schedule, make_optimizer(schedule=schedule, **config.optimizer)

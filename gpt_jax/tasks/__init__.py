@@ -1,0 +1,1 @@
+"""Structured examples to token sequences, and predictions to scores."""
