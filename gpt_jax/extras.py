@@ -7,7 +7,7 @@ from gpt_jax.errors import UserError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """The imported `module`, which `pip install "gpt_jax[extra]"` brings. UserError: it is not installed."""
+    """The imported `module`, which `pip install -e ".[extra]"` brings. UserError: it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -15,6 +15,7 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or (error.name != module and not module.startswith(error.name + ".")):
             raise
         raise UserError(
-            f"This needs the Python package {module.split('.')[0]!r}, which is not installed. "
-            f'Install it: pip install "gpt_jax[{extra}]" (in a checkout: pip install -e ".[{extra}]").'
+            f"This needs the Python package {error.name!r}, which is not installed. Install it in the checkout of "
+            f'gpt_jax: pip install -e ".[{extra}]" (without one, where gpt_jax is installed: '
+            f'pip install "gpt_jax[{extra}]").'
         ) from None

@@ -13,10 +13,10 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce
-from gpt_jax.runs.pretrained import open_pretrained, with_symbols
+from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
 from gpt_jax.runs.workdir import environment
-from gpt_jax.text.export import save_huggingface
-from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
+from gpt_jax.text.export import save_huggingface, save_openai_files
+from gpt_jax.text.symbols import AppendedSymbols, missing_symbols, with_fine_tuning_symbols
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.state import TrainState
@@ -40,8 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, int]:
     check(config, workdir)
     source = open_pretrained(config.source)
     model, mesh = source.config, make_mesh(config.mesh)
-    wants_tokenizer = config.tokenizer.include and config.to != "openai"
-    tokenizer = source.tokenizer(config.tokenizer.path) if wants_tokenizer else None
+    tokenizer = open_tokenizer(config, source)
     announce(f"{config.source}: {describe(model)}")
     params = source.parameters(mesh)
     if config.add_symbols:
@@ -52,7 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, int]:
         case "huggingface":
             write_huggingface(params, model, tokenizer, workdir, config.dtype)
         case "openai":
-            write_openai(params, model, workdir)
+            write_release(params, model, tokenizer, workdir)
         case "workdir":
             write_workdir(params, model, tokenizer, workdir, config)
     announce(f"written: {workdir} ({config.to})")
@@ -81,6 +80,22 @@ def check(config: ConfigDict, workdir: Path) -> None:
     refuse_existing(workdir)
 
 
+def open_tokenizer(config: ConfigDict, source: Pretrained) -> Tokenizer | None:
+    """The tokenizer that goes with the weights; None if it is not asked for, or OpenAI's release could not hold it."""
+    if not config.tokenizer.include:
+        return None
+    if config.to != "openai" or config.tokenizer.path:
+        return source.tokenizer(config.tokenizer.path)
+    try:
+        tokenizer = source.tokenizer()
+        reason = None if tokenizer.kind == "openai-gpt" else f"it is of kind {tokenizer.kind}"
+    except UserError as error:
+        tokenizer, reason = None, str(error)
+    if reason:
+        announce(f"without the tokenizer's files, which OpenAI's release holds of GPT-1's own kind only: {reason}")
+    return None if reason else tokenizer
+
+
 def describe(model: ModelConfig) -> str:
     """One line for a person."""
     return (
@@ -96,6 +111,20 @@ def add_symbols(tokenizer: Tokenizer) -> tuple[Tokenizer, list[int]]:
     ids = {name: getattr(extended.specials, name) for name in missing}
     announce(f"symbols for fine-tuning added: {ids or 'none, all are there'}")
     return extended, list(ids.values())
+
+
+def write_release(params: dict, model: ModelConfig, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """OpenAI's layout, which has no symbols for fine-tuning: their rows are left out."""
+    vocab_size = model.vocab_size
+    if isinstance(tokenizer, AppendedSymbols):
+        vocab_size = tokenizer.base.vocab_size
+        announce(f"left out, since OpenAI's release has none: the rows of {', '.join(tokenizer.appended)}")
+
+    def add_files(folder: Path) -> None:
+        if tokenizer is not None:
+            save_openai_files(tokenizer, folder)
+
+    write_openai(params, model, folder, vocab_size=vocab_size, add_files=add_files)
 
 
 def write_huggingface(params: dict, model: ModelConfig, tokenizer: Tokenizer | None, folder: Path, dtype: str) -> None:

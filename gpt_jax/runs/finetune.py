@@ -337,7 +337,7 @@ def train(
     padding = plan.padding()
     announce(
         f"{plan.steps_per_epoch:,} steps of {c.train.batch_size} examples an epoch, {steps:,} in all; "
-        f"{padding.share:.0%} of positions are padding (to the whole context: {1 / padding.of_context:.1f} times as many)"
+        f"{padding.share:.0%} of positions are padding (padded to the context: {1 / padding.of_context:.1f} times more)"
     )
     settings = config.copy_and_resolve_references().unlock()
     settings.schedule.warmup_steps = c.schedule.warmup_fraction * steps

@@ -1,4 +1,4 @@
-"""Our tokenizers as the files of a Hugging Face folder, which `transformers` and others read."""
+"""Our tokenizers as files that others read: those of a Hugging Face folder, and those of OpenAI's GPT-1."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.text.huggingface import HuggingFaceTokenizer, vocabulary_of
-from gpt_jax.text.openai_gpt import FINE_TUNING_PIECES, UNKNOWN, OpenAIGPTTokenizer
+from gpt_jax.text.openai_gpt import FINE_TUNING_PIECES, OPENAI_FILES, UNKNOWN, OpenAIGPTTokenizer
 from gpt_jax.text.sentencepiece import SentencePieceTokenizer
 from gpt_jax.text.sentencepiece_json import sentencepiece_document
 from gpt_jax.text.symbols import AppendedSymbols
@@ -30,8 +30,7 @@ def save_huggingface(tokenizer: Tokenizer, folder: str | Path) -> None:
     UserError: a unigram SentencePiece model, which no tokenizer.json follows exactly.
     """
     folder = Path(folder)
-    appended = tokenizer.appended if isinstance(tokenizer, AppendedSymbols) else ()
-    base = tokenizer.base if isinstance(tokenizer, AppendedSymbols) else tokenizer
+    base, appended = _parts(tokenizer)
     if isinstance(base, OpenAIGPTTokenizer):
         _write_openai_gpt(base, appended, folder)
     elif isinstance(base, HuggingFaceTokenizer):
@@ -43,13 +42,40 @@ def save_huggingface(tokenizer: Tokenizer, folder: str | Path) -> None:
         raise UserError(f"A tokenizer of kind {base.kind!r} has no Hugging Face form.")
 
 
+def save_openai_files(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Writes encoder_bpe_40000.json and vocab_40000.bpe, from which `OpenAIGPTTokenizer.from_files` gives the same.
+
+    Appended symbols are left out: OpenAI's fine-tuning code appends them itself when it has read these files.
+
+    UserError: the tokenizer is not of the kind openai-gpt.
+    """
+    base, _ = _parts(tokenizer)
+    if not isinstance(base, OpenAIGPTTokenizer):
+        raise UserError(
+            f"A tokenizer of kind {base.kind!r} has no form as OpenAI's GPT-1 files ({', '.join(OPENAI_FILES)}); "
+            "expected the kind 'openai-gpt'. Write the weights without a tokenizer: --config.tokenizer.include=False."
+        )
+    pieces, merges = (Path(folder) / name for name in OPENAI_FILES)
+    _write_json(pieces, base.vocabulary)
+    _write_merges(merges, base)
+
+
+def _parts(tokenizer: Tokenizer) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The tokenizer without appended symbols, and those."""
+    return (tokenizer.base, tokenizer.appended) if isinstance(tokenizer, AppendedSymbols) else (tokenizer, ())
+
+
 def _write_openai_gpt(tokenizer: OpenAIGPTTokenizer, appended: tuple[str, ...], folder: Path) -> None:
     pieces = {FINE_TUNING_PIECES[name]: tokenizer.vocab_size + place for place, name in enumerate(appended)}
     _write_json(folder / "vocab.json", tokenizer.vocabulary | pieces)
-    merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
-    write_atomically(folder / "merges.txt", f"#version: 0.2\n{merges}".encode())
+    _write_merges(folder / "merges.txt", tokenizer)
     config: dict[str, Any] = {"tokenizer_class": "OpenAIGPTTokenizer", "unk_token": UNKNOWN}
     _write_json(folder / "tokenizer_config.json", config | ({"extra_special_tokens": list(pieces)} if pieces else {}))
+
+
+def _write_merges(path: Path, tokenizer: OpenAIGPTTokenizer) -> None:
+    merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
+    write_atomically(path, f"#version: 0.2\n{merges}".encode())
 
 
 def _write_document(

@@ -35,6 +35,9 @@ SPLITS = {
     "qwen2": QWEN2,
     "deepseek-r1-qwen": QWEN2,
 }
+# Patterns whose texts begin with the symbol although `tokenizer.ggml.add_bos_token` is absent (llama.cpp,
+# llama-vocab.cpp), as do those of all SentencePiece vocabularies, which are older than that field.
+_BEGIN_BY_DEFAULT = ("llama-bpe", "llama3", "llama-v3")
 # `tokenizer.ggml.token_type` (gguf.constants.TokenType)
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
@@ -66,8 +69,8 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str = "The GGUF 
     if ids["eos_token"] is None:
         raise UserError(f"{where} does not say which token ends a text (tokenizer.ggml.eos_token_id).")
     symbol_names = {name: tokens[id] for name, id in ids.items() if id is not None}
-    # Before the field was invented, a SentencePiece vocabulary meant a model that begins every text with its symbol.
-    if field.get("ggml.add_bos_token", field.need("ggml.model") == "llama") and ids["bos_token"] is not None:
+    by_default = build is _sentencepiece or field.get("ggml.pre") in _BEGIN_BY_DEFAULT
+    if field.get("ggml.add_bos_token", by_default) and ids["bos_token"] is not None:
         document = beginning_with(document, symbol_names["bos_token"], ids["bos_token"])
     return HuggingFaceTokenizer.from_json(document, symbol_names, field.get("chat_template"), where)
 

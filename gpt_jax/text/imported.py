@@ -14,7 +14,7 @@ from gpt_jax.text.bpe_files import (
     read_vocabulary,
 )
 from gpt_jax.text.huggingface import HuggingFaceTokenizer, vocabulary_of
-from gpt_jax.text.openai_gpt import NEWLINE, WORD_END, OpenAIGPTTokenizer
+from gpt_jax.text.openai_gpt import NEWLINE, OPENAI_FILES, WORD_END, OpenAIGPTTokenizer
 from gpt_jax.text.sentencepiece_json import sentencepiece_document
 from gpt_jax.text.tokenizer import FINE_TUNING_SYMBOLS, MANIFEST, Tokenizer, load_tokenizer
 from gpt_jax.text.tokenizer_json import GPT2, added_token, beginning_with, byte_alphabet, byte_level
@@ -25,9 +25,9 @@ _GPT2_END = "<|endoftext|>"
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
 
 # Pairs of file names, pieces and merges, in the order in which they are looked for.
-_OPENAI_GPT_FILES = ("encoder_bpe_40000.json", "vocab_40000.bpe")
 _GPT2_FILES = ("encoder.json", "vocab.bpe")
 _HUGGING_FACE_FILES = ("vocab.json", "merges.txt")
+_NAME_ANOTHER = "Name the one that the model was trained with: --config.tokenizer.path=FOLDER-OR-FILE."
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
@@ -49,12 +49,12 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_file():
         return _open_file(path)
     if not path.is_dir():
-        raise UserError(f"There is no tokenizer at {path}: no such file or folder.")
+        raise UserError(f"There is no tokenizer at {path}: no such file or folder. {_NAME_ANOTHER}")
     configs = _configs(path)
     if (path / MANIFEST).is_file() and "kind" in (manifest := _json_object(path / MANIFEST)) and "file" in manifest:
         return load_tokenizer(path)
-    if _has(path, _OPENAI_GPT_FILES):
-        return OpenAIGPTTokenizer.from_files(*_paths(path, _OPENAI_GPT_FILES))
+    if _has(path, OPENAI_FILES):
+        return OpenAIGPTTokenizer.from_files(*_paths(path, OPENAI_FILES))
     if _has(path, _HUGGING_FACE_FILES) and _is_openai_gpt(configs, path / "vocab.json"):
         return OpenAIGPTTokenizer.from_files(*_paths(path, _HUGGING_FACE_FILES))
     if (path / MANIFEST).is_file():
@@ -66,10 +66,10 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
             return gpt2_tokenizer(*_paths(path, names))
     if (path / "tokenizer.model").is_file():
         return _from_sentencepiece(path / "tokenizer.model", configs)
-    pairs = ", ".join(" with ".join(pair) for pair in (_OPENAI_GPT_FILES, _GPT2_FILES, _HUGGING_FACE_FILES))
+    pairs = ", ".join(" with ".join(pair) for pair in (OPENAI_FILES, _GPT2_FILES, _HUGGING_FACE_FILES))
     raise UserError(
         f"There is no tokenizer in {path}. Looked for: tokenizer.json, {pairs}, tokenizer.model. Found: "
-        f"{', '.join(sorted(file.name for file in path.iterdir())[:12]) or 'nothing'}."
+        f"{', '.join(sorted(file.name for file in path.iterdir())[:12]) or 'nothing'}. {_NAME_ANOTHER}"
     )
 
 

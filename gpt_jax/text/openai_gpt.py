@@ -28,6 +28,7 @@ from gpt_jax.text.tokenizer import SpecialIds, before_last_word, check_unicode, 
 UNKNOWN = "<unk>"
 NEWLINE = "\n</w>"
 WORD_END = "</w>"
+OPENAI_FILES = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # pieces and merges, as OpenAI named them
 # OpenAI's names for the symbols that its fine-tuning appends (train.py); in a vocabulary only if it was exported so.
 FINE_TUNING_PIECES = {"start": "_start_", "delimiter": "_delimiter_", "extract": "_classify_"}
 

@@ -21,7 +21,9 @@ from gpt_jax.weights.layouts import Layout, Slot, slots
 from gpt_jax.weights.tensors import LazyTensor
 
 # What a disk says when it cannot take a file; some libraries pass on the words only.
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_DISK_REFUSES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def resolved(config: ModelConfig) -> ModelConfig:
@@ -89,6 +91,8 @@ def refuse_existing(folder: Path) -> None:
     """Raises a UserError when something stands at `folder` already; an empty folder does not count."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty; expected a new folder. Name another or remove it.")
+    if folder.resolve() == Path.cwd():  # it would be replaced, and the shell left standing in the old one
+        raise UserError(f"{folder}: is the folder in which this was started; expected a new one, such as ./export.")
 
 
 @contextlib.contextmanager
@@ -99,19 +103,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
       UserError: when `folder` exists and is not empty, or the disk is full or may not be written.
     """
     refuse_existing(folder)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    target = folder.resolve()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for path in itertools.chain(temporary.rglob("*"), [temporary]):
             _flush(path)
-        os.replace(temporary, folder)
-        _flush(folder.parent)
+        os.replace(temporary, target)
+        _flush(target.parent)
     except Exception as error:
         reason = next((text for text in map(os.strerror, _DISK_REFUSES) if text in str(error)), None)
         if reason is None or isinstance(error, UserError):
             raise
-        raise UserError(f"{folder}: cannot be written ({reason}). Name a folder on a disk that has room.") from error
+        raise UserError(
+            f"{folder}: cannot be written ({reason}). Name a folder that you may write, on a disk that has room."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

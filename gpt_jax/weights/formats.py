@@ -1,5 +1,6 @@
 """Any checkpoint by its path."""
 
+import re
 from pathlib import Path
 
 from gpt_jax.errors import UserError
@@ -22,7 +23,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return read_openai(path)
     if (path / "config.json").exists():
         return read_folder(path)
+    hint = ""
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        hint = " Nothing is downloaded: if this is the name of a model on a hub, fetch its files and name their folder."
     raise UserError(
         f"{path}: {'no weights' if path.exists() else 'no such file or folder'}. Expected a Hugging Face folder "
-        "(config.json), a .gguf file, or OpenAI's GPT-1 release (params_shapes.json)."
+        "(config.json), a .gguf file, OpenAI's GPT-1 release (params_shapes.json), or a workdir of gpt_jax or one of "
+        f"its checkpoints/STEP.{hint}"
     )

@@ -14,10 +14,11 @@ import numpy as np
 from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.weights.layouts import GGUF
-from gpt_jax.weights.tensors import Checkpoint, LazyTensor, unreadable
+from gpt_jax.weights.tensors import Checkpoint, LazyTensor, described_model, unreadable
 
 ARCHITECTURES = ("llama", "qwen2")
 _ROPE_FACTORS = "rope_freqs.weight"
+_KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
 def read_gguf(path: Path) -> Checkpoint:
@@ -80,27 +81,29 @@ def _read_config(metadata: Mapping[str, Any], entries: Mapping[str, Any], path: 
             f"{path}: general.architecture={architecture!r} is none of those known here: {', '.join(ARCHITECTURES)}."
         )
 
-    def key(name: str, default: Any = None) -> Any:
+    def key(name: str, default: Any = None, kind: type = int) -> Any:
         value = metadata.get(f"{architecture}.{name}", default)
         if value is None:
             raise UserError(f"{path}: the key {architecture}.{name} is missing.")
         if isinstance(value, list):
             raise UserError(f"{path}: {architecture}.{name} differs from layer to layer, which is not computed here.")
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{path}: {architecture}.{name}={value!r}: expected {_KINDS[kind]}.")
         return value
 
     for name in ("expert_count", "attention.sliding_window"):
         if value := key(name, 0):
             raise UserError(f"{path}: {architecture}.{name}={value} is not computed here.")
     width, heads = key("embedding_length"), key("attention.head_count")
-    head_dim = key("attention.key_length", width // heads)
+    head_dim = key("attention.key_length", width // max(heads, 1))
     if (rotary := key("rope.dimension_count", head_dim)) != head_dim:
         raise UserError(f"{path}: {architecture}.rope.dimension_count={rotary}, and heads are {head_dim} wide; a part "
                         "of each head without rotary positions is not computed here.")  # fmt: skip
     if "token_embd.weight" not in entries:
         raise UserError(f"{path}: the tensor token_embd.weight is missing.")
-    theta = _decimal(key("rope.freq_base", 10_000.0))
+    theta = _decimal(key("rope.freq_base", 10_000.0, float))
     fields = dict(
-        vocab_size=int(entries["token_embd.weight"].shape[1]),
+        vocab_size=int(entries["token_embd.weight"].shape[-1]),
         context_length=key("context_length"),
         num_layers=key("block_count"),
         num_heads=heads,
@@ -109,7 +112,7 @@ def _read_config(metadata: Mapping[str, Any], entries: Mapping[str, Any], path: 
         head_dim=head_dim,
         mlp_dim=key("feed_forward_length"),
         norm="rmsnorm",
-        norm_epsilon=_decimal(key("attention.layer_norm_rms_epsilon")),
+        norm_epsilon=_decimal(key("attention.layer_norm_rms_epsilon", kind=float)),
         activation="silu",
         gated_mlp=True,
         positions="rotary",
@@ -117,10 +120,7 @@ def _read_config(metadata: Mapping[str, Any], entries: Mapping[str, Any], path: 
         biases=_biases(entries),
         tied_output="output.weight" not in entries,
     )
-    try:
-        return ModelConfig(**fields, **_rope_scaling(key, entries, theta, head_dim, path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return described_model(fields | _rope_scaling(key, entries, theta, head_dim, path), path)
 
 
 def _decimal(value: float) -> float:
@@ -135,11 +135,11 @@ def _biases(entries: Mapping[str, Any]) -> str:
 
 
 def _rope_scaling(key, entries: Mapping[str, Any], theta: float, head_dim: int, path: Path) -> dict[str, Any]:
-    kind = key("rope.scaling.type", "none")
+    kind = key("rope.scaling.type", "none", str)
     if _ROPE_FACTORS in entries:
         return _llama3_scaling(np.asarray(entries[_ROPE_FACTORS].data, np.float64), theta, head_dim, path)
     if kind == "linear":
-        return dict(rope_scaling="linear", rope_factor=_decimal(key("rope.scaling.factor")))
+        return dict(rope_scaling="linear", rope_factor=_decimal(key("rope.scaling.factor", kind=float)))
     if kind != "none":
         raise UserError(f"{path}: rope.scaling.type={kind!r} is not computed here; expected none or linear.")
     return {}
@@ -152,11 +152,14 @@ def _llama3_scaling(factors: np.ndarray, theta: float, head_dim: int, path: Path
     are the same in all releases. Anything else is refused.
     """
     low, high, original = 1.0, 4.0, 8192
+    strange = UserError(f"{path}: the divisors in {_ROPE_FACTORS} are not those of Llama 3.1's scaling.")
+    if not factors.size or factors.shape != (head_dim // 2,) or theta <= 0:
+        raise strange
     factor = _decimal(factors.max())
     waves = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     kept = np.clip((waves - low) / (high - low), 0, 1)
-    if factors.shape != kept.shape or not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-5):
-        raise UserError(f"{path}: the divisors in {_ROPE_FACTORS} are not those of Llama 3.1's scaling.")
+    if not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-5):
+        raise strange
     return dict(
         rope_scaling="llama3",
         rope_factor=factor,

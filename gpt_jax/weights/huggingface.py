@@ -30,6 +30,7 @@ _BUFFERS = (
     (r"h\.\d+\.attn\.masked_bias", 0),  # what a masked score is replaced with
     (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", 1),
 )
+_ROWS_AT_ONCE = 4096  # of two matrices that are compared
 _OTHER_HEADS = re.compile(r"(multiple_choice_head|score|classifier)\.")
 
 
@@ -38,7 +39,7 @@ def read_folder(folder: Path) -> Checkpoint:
 
     Architectures: those of `huggingface_config.ARCHITECTURES`, with or without an output layer; the names with and
     without the prefix of the base model. Left out: buffers that can be computed, an `lm_head.weight` that is tied to
-    the token embeddings, and the heads of other tasks (it is said which).
+    the token embeddings (it is said if it differs from them), and the heads of other tasks (it is said which).
 
     Raises:
       UserError: when files are missing or damaged, or the architecture is not computed here.
@@ -59,9 +60,29 @@ def read_folder(folder: Path) -> Checkpoint:
         say(f"{folder}: left behind, since they belong to another task's head: {', '.join(others)}")
     left_out = {name for name, tensor in tensors.items() if _is_buffer(name, tensor)}.union(others)
     if config.tied_output:
-        left_out.add(architecture.layout["unembedding/tokens"].name)
+        head, embedding = (architecture.layout[f"{room}/tokens"].name for room in ("unembedding", "embedding"))
+        left_out.add(head)
+        if is_main_process() and {head, embedding} <= tensors.keys() and _differ(tensors[head], tensors[embedding]):
+            say(
+                f"{folder}: {head} is left behind and the token embedding put in its place, since config.json says "
+                '"tie_word_embeddings": true, but the two differ. If the model was trained with both, set it to false.'
+            )
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    return Checkpoint(folder, config, architecture.layout, kept, values)
+    has_prefix = any(tensor.name.startswith(architecture.prefix) for tensor in tensors.values())
+    return Checkpoint(
+        folder, config, architecture.layout, kept, values, prefix=architecture.prefix if has_prefix else ""
+    )
+
+
+def _differ(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two matrices differ in any bit; read a block of rows at a time."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return True
+    a, b = np.atleast_1d(one.read(), other.read())
+    return any(
+        a[row : row + _ROWS_AT_ONCE].tobytes() != b[row : row + _ROWS_AT_ONCE].tobytes()
+        for row in range(0, len(a), _ROWS_AT_ONCE)
+    )
 
 
 def _is_buffer(name: str, tensor: LazyTensor) -> bool:
@@ -73,8 +94,10 @@ def _all_tensors(folder: Path) -> dict[str, LazyTensor]:
         index = folder / f"{name}.index.json"
         if index.exists():
             with unreadable(index, "an index of weight files"):
-                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {name: tensor for file in files for name, tensor in read(folder / file).items()}
+                files = set(json.loads(index.read_text())["weight_map"].values())
+                if strange := [file for file in files if not isinstance(file, str)]:
+                    raise ValueError(f"weight_map gives a tensor the file {strange[0]!r}")
+            return {name: tensor for file in sorted(files) for name, tensor in read(folder / file).items()}
         if (folder / name).exists():
             return read(folder / name)
     raise UserError(
@@ -106,7 +129,7 @@ def write_folder(
 
     Raises:
       UserError: when no architecture of transformers computes this config (the message names the fields in the way),
-        the dtype is none of these, or the folder exists and is not empty.
+        the dtype is none of these or too narrow for a value, or the folder exists and is not empty.
     """
     folder = Path(folder)
     if dtype not in (None, *DTYPES):
@@ -131,7 +154,7 @@ def write_folder(
         for file, names in files.items():
             arrays = {}
             for name in names:
-                arrays[written_names[name]] = np.ascontiguousarray(tensors[name].read(), jnp.dtype(dtype))
+                arrays[written_names[name]] = _cast(tensors[name].read(), jnp.dtype(dtype), written_names[name])
                 advance(sizes[name])
             if temporary is not None:
                 safetensors.numpy.save_file(arrays, temporary / file, metadata={"format": "pt"})
@@ -144,6 +167,19 @@ def write_folder(
             _write_json(temporary / "config.json", values)
             if add_files is not None:
                 add_files(temporary)
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`values` in another dtype. UserError: one of them is too large for it."""
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values, dtype)
+    if cast.dtype != values.dtype and (overflowed := np.isinf(cast) & np.isfinite(values)).any():
+        largest, limit = float(np.max(np.abs(values[overflowed]))), float(jnp.finfo(dtype).max)
+        raise UserError(
+            f"{name}: its largest value, {largest:g}, does not fit into dtype={dtype} (at most {limit:g}). Nothing is "
+            "written; use bfloat16 or float32."
+        )
+    return cast
 
 
 def _divide(sizes: Mapping[str, int], bytes_per_file: int) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ and modeling_*.py; a key that is absent has the default of its configuration cla
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gpt_jax.errors import UserError, did_you_mean
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.weights.export import differences, resolved
 from gpt_jax.weights.layouts import GPT2, LLAMA, OPENAI_GPT, Layout
+from gpt_jax.weights.tensors import described_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,10 @@ def read_config(values: Mapping[str, Any], path: Path) -> tuple[Architecture, Mo
     for name, expected in architecture.only.items():
         if (value := _field(values, path, name, expected)) != expected:
             raise UserError(f"{path}: {name}={value!r} is not computed here; expected {expected!r}.")
-    if strange := [kind for kind in values.get("layer_types") or () if kind != "full_attention"]:
+    kinds = values.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise UserError(f"{path}: layer_types={json.dumps(kinds)}: expected a list with the kind of each layer.")
+    if strange := [kind for kind in kinds if kind != "full_attention"]:
         raise UserError(f"{path}: layer_types: {strange[0]!r} is not computed here; expected 'full_attention'.")
     fields = {ours: _field(values, path, *theirs) for ours, theirs in architecture.fields.items()}
     fields |= architecture.always
@@ -161,10 +166,7 @@ def read_config(values: Mapping[str, Any], path: Path) -> tuple[Architecture, Mo
     if len(rates) == 1:  # then one field says it, and one override changes all three
         fields = {ours: value for ours, value in fields.items() if not ours.endswith("_dropout")}
         fields["dropout"] = rates.pop()
-    try:
-        return architecture, ModelConfig(**fields)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return architecture, described_model(fields, path)
 
 
 def write_config(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
@@ -222,7 +224,7 @@ def _field(values: Mapping[str, Any], path: Path | str, name: str, default: Any)
         return default
     kind = int if default is None else type(default)
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise UserError(f"{path}: {name}={json.dumps(value)}: expected {_KINDS[kind]}.")
     return value

@@ -95,7 +95,9 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     expected = {slot.name: slot.their_shape for slot in slots(checkpoint.config, checkpoint.layout)}
     tensors = checkpoint.tensors
     problems = {
-        "missing": [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors],
+        "missing": [
+            f"{checkpoint.name_in_file(name)} {list(shape)}" for name, shape in expected.items() if name not in tensors
+        ],
         "not part of this model": [f"{t.name} {list(t.shape)}" for name, t in tensors.items() if name not in expected],
         "of another shape": [
             f"{tensors[name].name} is {list(tensors[name].shape)}, expected {list(shape)}"

@@ -12,6 +12,9 @@ from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.weights.layouts import Layout
 
+_LARGEST_SIZE = 10**8
+_MOST = {"num_layers": 10_000}
+
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
@@ -39,6 +42,29 @@ class Checkpoint:
     layout: Layout
     tensors: Mapping[str, LazyTensor]  # by the names of the layout
     metadata: Mapping[str, Any]  # what else the format says: the fields of config.json, the keys of a GGUF
+    prefix: str = ""  # of the names in the file, which those of the layout lack; the output matrix has none
+
+    def name_in_file(self, name: str) -> str:
+        """What a tensor of the layout is, or would be, called in the file."""
+        is_output = "unembedding/tokens" in self.layout and name == self.layout["unembedding/tokens"].name
+        return name if is_output else self.prefix + name
+
+
+def described_model(fields: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The ModelConfig that the file `path` describes.
+
+    Raises:
+      UserError: naming the file, when the fields do not make a model; among them sizes beyond any model's, which would
+        make a damaged file run out of memory or time instead.
+    """
+    for field in dataclasses.fields(ModelConfig):
+        value, most = fields.get(field.name), _MOST.get(field.name, _LARGEST_SIZE)
+        if type(value) is int and value > most:
+            raise UserError(f"{path}: model.{field.name}={value}: expected at most {most:,}. Is the file damaged?")
+    try:
+        return ModelConfig(**fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from vocabularies import TEXT, small_byte_level, small_llama, small_openai_gpt
 
 from gpt_jax.errors import UserError
-from gpt_jax.text.export import save_huggingface
+from gpt_jax.text.export import save_huggingface, save_openai_files
 from gpt_jax.text.huggingface import HuggingFaceTokenizer
 from gpt_jax.text.imported import open_tokenizer
+from gpt_jax.text.openai_gpt import OpenAIGPTTokenizer
 from gpt_jax.text.sentencepiece import train
 from gpt_jax.text.symbols import with_fine_tuning_symbols
 
@@ -111,3 +112,23 @@ def test_an_openai_gpt_tokenizer_comes_back(tmp_path, symbols):
     assert config["tokenizer_class"] == "OpenAIGPTTokenizer"
     if symbols:
         assert again.decode([again.specials.start, *again.encode("_start_")]) == "_ start _"
+
+
+@pytest.mark.parametrize("symbols", [False, True], ids=["plain", "with symbols"])
+def test_openais_files_give_the_same_tokenizer_without_symbols(tmp_path, symbols):
+    pytest.importorskip("spacy", reason="the extra 'gpt1' is not installed")
+    names = ("vocab.json", "merges.txt")
+    tokenizer = open_tokenizer(small_openai_gpt(tmp_path / "here", names))
+    (tmp_path / "there").mkdir()
+    save_openai_files(with_fine_tuning_symbols(tokenizer) if symbols else tokenizer, tmp_path / "there")
+    files = [tmp_path / "there" / name for name in ("encoder_bpe_40000.json", "vocab_40000.bpe")]
+    assert sorted((tmp_path / "there").iterdir()) == files
+    assert OpenAIGPTTokenizer.from_files(*files).fingerprint == tokenizer.fingerprint
+    assert open_tokenizer(tmp_path / "there").fingerprint == tokenizer.fingerprint
+
+
+def test_a_tokenizer_of_another_kind_has_no_form_as_openais_files(tmp_path):
+    tokenizer = HuggingFaceTokenizer.from_json(small_byte_level()[2], {"eos_token": "<|endoftext|>"})
+    with pytest.raises(UserError, match="kind 'huggingface' has no form as OpenAI's GPT-1 files"):
+        save_openai_files(tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from vocabularies import small_byte_level, small_openai_gpt
+from vocabularies import small_byte_level, small_llama, small_openai_gpt
 
 from gpt_jax.errors import UserError
 from gpt_jax.extras import require
@@ -16,7 +16,8 @@ def test_a_package_that_is_there_is_returned():
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it():
-    with pytest.raises(UserError, match=r"'no_such_package'.*pip install \"gpt_jax\[some\]\""):
+    words = r"'no_such_package'.*pip install -e \"\.\[some\]\".*pip install \"gpt_jax\[some\]\""
+    with pytest.raises(UserError, match=words):
         require("no_such_package.inner", "some")
 
 
@@ -28,12 +29,15 @@ def test_a_package_that_is_broken_inside_keeps_its_traceback(tmp_path, monkeypat
 
 
 def test_each_kind_asks_for_its_own_extra(tmp_path, monkeypatch):
-    for module in ("tokenizers", "gguf", "ftfy", "spacy"):
+    for module in ("tokenizers", "gguf", "ftfy", "spacy", "google.protobuf"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"gpt_jax\[huggingface\]"):
         HuggingFaceTokenizer.from_json(small_byte_level()[2], {"eos_token": "<|endoftext|>"})
     with pytest.raises(UserError, match=r"gpt_jax\[gpt1\]"):
         open_tokenizer(small_openai_gpt(tmp_path))
+    (tmp_path / "tokenizer.model").write_bytes(small_llama())
+    with pytest.raises(UserError, match=r"'google.protobuf'.*gpt_jax\[huggingface\]"):
+        open_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"gpt_jax\[gguf\]"):
         open_tokenizer(tmp_path / "x.gguf")

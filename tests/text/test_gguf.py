@@ -99,6 +99,17 @@ def test_symbols_and_chat_template_come_from_the_file():
     assert tokenizer_from_metadata(byte_level_metadata()).specials.beginning_of_text is None
 
 
+@pytest.mark.parametrize("pre, begins", [("llama-bpe", True), ("llama3", True), ("llama-v3", True), ("qwen2", False)])
+def test_llama_3s_patterns_begin_texts_unless_the_file_says_otherwise(pre, begins):
+    def beginning(**changes):
+        return tokenizer_from_metadata(byte_level_metadata(ggml_pre=pre, **changes)).specials.beginning_of_text
+
+    assert beginning() == (0 if begins else None)
+    assert beginning(ggml_add_bos_token=True) == 0
+    assert beginning(ggml_add_bos_token=False) is None
+    assert beginning(ggml_bos_token_id=None) is None
+
+
 @pytest.fixture(scope="module")
 def llama():
     """A SentencePiece model and the tokenizer of its pieces as a GGUF file holds them."""

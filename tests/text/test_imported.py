@@ -149,9 +149,12 @@ def test_a_sentencepiece_model_that_cannot_be_followed_is_refused(tmp_path, sett
 
 def test_where_there_is_nothing_it_says_what_it_looked_for(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match="tokenizer.json, encoder_bpe_40000.json with .*tokenizer.model.*notes.txt"):
+    with pytest.raises(
+        UserError, match="tokenizer.json, encoder_bpe_40000.json with .*tokenizer.model.*notes.txt"
+    ) as error:
         open_tokenizer(tmp_path)
-    with pytest.raises(UserError, match="absent: no such file or folder"):
+    assert str(error.value).endswith("--config.tokenizer.path=FOLDER-OR-FILE.")
+    with pytest.raises(UserError, match="absent: no such file or folder.*--config.tokenizer.path=FOLDER-OR-FILE"):
         open_tokenizer(tmp_path / "absent")
     with pytest.raises(UserError, match="notes.txt is not a tokenizer: expected"):
         open_tokenizer(tmp_path / "notes.txt")

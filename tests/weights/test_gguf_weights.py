@@ -11,6 +11,9 @@ from golden_models import part, write_golden_folder
 
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.mesh import single_device_mesh
+from gpt_jax.text.gguf import tokenizer_from_metadata
+from gpt_jax.text.imported import open_tokenizer
+from gpt_jax.text.tokenizer_json import byte_alphabet
 from gpt_jax.weights.export import differences
 from gpt_jax.weights.gguf import read_gguf
 from gpt_jax.weights.huggingface import read_folder
@@ -38,8 +41,10 @@ def interleaved(x: np.ndarray, heads: int) -> np.ndarray:
     return out
 
 
-def write_gguf(path: Path, architecture: str, config, tensors: dict[str, np.ndarray], *, kind=None, **keys) -> None:
-    """`tensors` under Hugging Face's names; `keys` override or, with None, remove."""
+def write_gguf(
+    path: Path, architecture: str, config, tensors: dict[str, np.ndarray], *, kind=None, tokenizer=None, **keys
+) -> None:
+    """`tensors` under Hugging Face's names; `keys` override or, with None, remove; `tokenizer` has full names."""
     writer = gguf.GGUFWriter(path, architecture)
     values = {
         "context_length": config.context_length, "embedding_length": config.embed_dim,
@@ -55,7 +60,8 @@ def write_gguf(path: Path, architecture: str, config, tensors: dict[str, np.ndar
             type(value)
         ]
         add(f"{architecture}.{name}", value)
-    writer.add_token_list(["a", "b"])
+    for name, value in (tokenizer or {"tokenizer.ggml.tokens": ["a", "b"]}).items():
+        {int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[type(value)](name, value)
     for name, tensor in tensors.items():
         if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
             tensor = interleaved(tensor, config.num_heads if ".q_proj." in name else config.kv_heads)
@@ -90,6 +96,25 @@ def test_a_gguf_holds_the_parameters_of_the_folder_it_was_made_from(model):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert checkpoint.metadata["tokenizer.ggml.tokens"] == ["a", "b"]
+
+
+def test_the_metadata_of_a_checkpoint_give_the_tokenizer_of_its_file(model):
+    pytest.importorskip("tokenizers", reason="the extra 'gguf' is not installed")
+    architecture, config, tensors, folder = model
+    alphabet = [*byte_alphabet()]
+    keys = {
+        "model": "gpt2", "pre": "llama-bpe", "tokens": [*alphabet, "th", "<s>", "</s>"], "merges": ["t h"],
+        "token_type": [1] * len(alphabet) + [1, 3, 3], "bos_token_id": 257, "eos_token_id": 258,
+    }  # fmt: skip
+    tokenizer = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
+    tokenizer |= {"tokenizer.chat_template": "{{ messages }}"}
+    path = folder / "model.gguf"
+    write_gguf(path, architecture, config, tensors, tokenizer=tokenizer)
+    ours, theirs = tokenizer_from_metadata(read_gguf(path).metadata, str(path)), open_tokenizer(path)
+    assert ours.fingerprint == theirs.fingerprint
+    assert ours.encode("the").tolist() == [256, alphabet.index("e")]
+    assert ours.specials == theirs.specials and ours.specials.beginning_of_text == 257
+    assert ours.chat_template == theirs.chat_template == "{{ messages }}"
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
@@ -154,6 +179,12 @@ def test_linear_scaling_is_read(model):
         (dict(attention__layer_norm_rms_epsilon=None), "attention.layer_norm_rms_epsilon is missing"),
         (dict(attention__head_count_kv=[2, 1, 2]), "llama.attention.head_count_kv differs from layer to layer"),
         (dict(attention__head_count_kv=3), "key_value_heads=3 does not divide num_heads=4"),
+        (dict(attention__head_count=0), "model.num_heads=0: expected at least 1"),
+        (dict(attention__head_count="4"), "llama.attention.head_count='4': expected a whole number"),
+        (dict(embedding_length=24.0), "llama.embedding_length=24.0: expected a whole number"),
+        (dict(block_count=2**32 - 1), "model.num_layers=4294967295: expected at most 10,000"),
+        (dict(rope__freq_base="1"), "llama.rope.freq_base='1': expected a number"),
+        (dict(rope__freq_base=0.0), "model.rope_theta=0.0: expected a positive number"),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused_by_name(keys, words, tmp_path):

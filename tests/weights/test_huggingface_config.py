@@ -108,11 +108,47 @@ def test_linear_scaling_and_none():
         (dict(LLAMA, rope_parameters=dict(full_attention=dict(rope_type="default"))), "one set of parameters"),
         (dict(LLAMA, partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
         (dict(LLAMA, quantization_config=dict(bits=4)), "quantization_config"),
+        (dict(LLAMA, layer_types=5), "layer_types=5: expected a list"),
+        (dict(LLAMA, layer_types=[5]), "layer_types: 5 is not computed here"),
+        (dict(LLAMA, num_hidden_layers=10**30), "model.num_layers=10+: expected at most 10,000"),
+        (dict(LLAMA, vocab_size=10**30), "model.vocab_size=10+: expected at most 100,000,000"),
+        (dict(LLAMA, head_dim=10**9), "model.head_dim=10+: expected at most 100,000,000"),
+        (dict(LLAMA, head_dim=0), "model.head_dim=0: expected at least 1"),
+        (dict(LLAMA, intermediate_size=-1), "model.mlp_dim=-1: expected at least 1"),
+        (dict(LLAMA, rope_theta=0), "model.rope_theta=0.0: expected a positive number"),
+        (dict(LLAMA, rope_theta=10**400), "rope_theta=Infinity: expected a number"),
+        (dict(LLAMA, rms_norm_eps=-1), "model.norm_epsilon=-1.0: expected a positive number"),
+        (dict(LLAMA, initializer_range=-1), "model.init_std=-1.0: expected 0 or a positive number"),
+        (
+            dict(LLAMA, rope_scaling=dict(LLAMA3, type="llama3", original_max_position_embeddings=0)),
+            "model.rope_original_context=0: expected at least 1",
+        ),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused_by_name(fields, words):
     with pytest.raises(UserError, match=f"model/config.json: .*{words}"):
         read(**fields)
+
+
+NAMES = sorted({theirs for each in ARCHITECTURES.values() for theirs, _ in each.fields.values()} | {"layer_types"})
+ROPE = ["rope_type", "type", "rope_theta", "factor", *LLAMA3]
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.integers(10**30, 10**31),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(ROPE), values, max_size=4),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(list(ARCHITECTURES)),
+    st.dictionaries(st.sampled_from([*NAMES, "rope_scaling", "rope_parameters", "quantization_config"]), anything),
+)
+@settings(deadline=None)
+def test_whatever_stands_in_the_fields_is_a_model_or_refused(model_type, fields):
+    try:
+        assert read(model_type=model_type, **fields).num_layers <= 10_000
+    except UserError as error:
+        assert str(error).startswith("model/config.json: ")
 
 
 def test_llamas_biases_are_both_or_neither():

@@ -50,10 +50,19 @@ def test_missing_left_over_and_misshaped_tensors_are_named_with_their_shapes(gpt
     })  # fmt: skip
     refused(
         folder, "model: the tensors are not those",
-        "1 missing: h.1.ln_2.bias [24]",
+        "1 missing: transformer.h.1.ln_2.bias [24]",
         "1 not part of this model: transformer.h.7.ln_1.weight [24]",
         "1 of another shape: transformer.wpe.weight is [16, 23], expected [16, 24]",
     )  # fmt: skip
+
+
+def test_a_missing_tensor_is_named_as_its_neighbours_are_in_the_file(gpt2):
+    folder = gpt2()
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    del bare["h.1.ln_2.bias"]
+    safetensors.numpy.save_file(bare, folder / "model.safetensors")
+    refused(folder, "1 missing: h.1.ln_2.bias [24]")
 
 
 def test_of_many_the_first_eight_are_named(gpt2):
@@ -159,15 +168,33 @@ def test_a_folder_without_weights_or_with_a_broken_configuration_is_named(gpt2, 
         read_folder(folder)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         read_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no weights. Expected a Hugging Face folder"):
+    with pytest.raises(UserError, match="no weights. Expected a Hugging Face folder.*a workdir .*checkpoints/STEP[.]$"):
         read_checkpoint(tmp_path)
+
+
+def test_what_looks_like_the_name_of_a_model_on_a_hub_is_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="openai-community/gpt2: no such file or folder.* Nothing is downloaded: "):
+        read_checkpoint("openai-community/gpt2")
+    for other in ("gpt2", "/openai/gpt2", "a/b/c"):
+        with pytest.raises(UserError, match="no such file or folder.*checkpoints/STEP[.]$"):
+            read_checkpoint(other)
+
+
+@pytest.mark.parametrize("weight_map", [{"x": 7}, {"x": "a", "y": None}, {"x": ["a"]}, ["a"], 5])
+def test_an_index_that_names_no_files_is_named(weight_map, gpt2):
+    folder = gpt2()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match="model.safetensors.index.json: not an index of weight files"):
+        read_folder(folder)
 
 
 @pytest.fixture
 def openai(tmp_path):
     write_golden_folder("gpt1", tmp_path / "huggingface")
     checkpoint = read_folder(tmp_path / "huggingface")
-    write_openai(load_parameters(checkpoint, single_device_mesh()), checkpoint.config, tmp_path / "openai")
+    params = load_parameters(checkpoint, single_device_mesh())
+    write_openai(params, checkpoint.config, tmp_path / "openai", num_heads=4)
     return tmp_path / "openai"
 
 
@@ -199,6 +226,17 @@ def test_shapes_that_are_not_gpt1s_are_refused(openai):
     path.write_text(json.dumps(swapped))
     with pytest.raises(UserError, match="model/h0/attn/c_attn/w is .72., expected .24, 72."):
         load_parameters(read_openai(openai, num_heads=4), single_device_mesh())
+    for place in (0, 2, 8):
+        for strange in ([], [0, 4], [-1], [1.5], "12", None, {"a": 1}):
+            path.write_text(json.dumps([*shapes[:place], strange, *shapes[place + 1 :]]))
+            with pytest.raises(UserError, match="params_shapes.json: not a list of shapes"):
+                read_openai(openai, num_heads=4)
+    path.write_text(json.dumps([[10**30, 24], *shapes[1:]]))
+    with pytest.raises(UserError, match="params_shapes.json: model.context_length=10+: expected at most"):
+        read_openai(openai, num_heads=4)
+    path.write_text(json.dumps(shapes))
+    with pytest.raises(UserError, match="params_shapes.json: model: num_heads=5 does not divide embed_dim=24"):
+        read_openai(openai, num_heads=5)
     path.write_text("[")
     with pytest.raises(UserError, match="params_shapes.json: not a list of shapes"):
         read_openai(openai, num_heads=4)

@@ -1,8 +1,10 @@
 """Out and in again: nothing of the parameters changes by a bit."""
 
 import dataclasses
+import functools
 import json
 import os
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -18,6 +20,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
+from gpt_jax.weights import huggingface
 from gpt_jax.weights.export import differences, new_folder
 from gpt_jax.weights.formats import read_checkpoint
 from gpt_jax.weights.huggingface import _divide, read_folder, write_folder
@@ -103,6 +106,28 @@ def test_half_precision_goes_out_and_comes_in(dtype, tmp_path):
     assert_same(load(tmp_path / "ours")[0], rounded)
 
 
+@pytest.mark.parametrize("value", [7e4, -7e4])
+def test_a_value_too_large_for_half_precision_is_refused_by_name(value, tmp_path):
+    write_golden_folder("qwen2", tmp_path / "theirs")
+    params, config = load(tmp_path / "theirs")
+    kernel = params["layers"]["mlp"]["up"]["kernel"]
+    params["layers"]["mlp"]["up"]["kernel"] = kernel.at[1, 2, 3].set(value).at[1, 0, 0].set(65504.0)
+    with pytest.raises(
+        UserError, match="model.layers.1.mlp.up_proj.weight: its largest value, 70000, .*float16 .at most 65504.*use bf"
+    ):
+        write_folder(params, config, tmp_path / "ours", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    write_folder(params, config, tmp_path / "ours", dtype="bfloat16")
+
+
+def test_an_infinity_that_was_there_before_is_kept(tmp_path):
+    write_golden_folder("qwen2", tmp_path / "theirs")
+    params, config = load(tmp_path / "theirs")
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].set(np.inf)
+    write_folder(params, config, tmp_path / "ours", dtype="float16")
+    assert read_folder(tmp_path / "ours").tensors["norm.weight"].read()[0] == np.inf
+
+
 def test_float64_parameters_are_kept(tmp_path):
     write_golden_folder("gpt2", tmp_path / "theirs")
     with jax.enable_x64(True):
@@ -134,7 +159,24 @@ def test_buffers_tied_outputs_and_other_heads_are_left_out(tmp_path, capsys):
     }
     safetensors.numpy.save_file(part(values, "param") | extra, tmp_path / "more" / "model.safetensors")
     assert_same(load(tmp_path / "more")[0], load(tmp_path / "plain")[0])
-    assert "multiple_choice_head.summary.weight" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "multiple_choice_head.summary.weight" in said and "differ" not in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: np.concatenate([x[:-1], -x[-1:]]), lambda x: x[:-1], lambda x: x.astype(np.float16)],
+    ids=["one row", "one row fewer", "another dtype"],
+)
+def test_an_output_matrix_that_a_tied_model_holds_and_does_not_use_is_spoken_of(change, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface, "_ROWS_AT_ONCE", 7)
+    values = part(write_golden_folder("gpt2", tmp_path / "model"), "param")
+    plain = load(tmp_path / "model")[0]
+    head = change(values["transformer.wte.weight"])
+    safetensors.numpy.save_file(values | {"lm_head.weight": head}, tmp_path / "model" / "model.safetensors")
+    assert_same(load(tmp_path / "model")[0], plain)
+    said = capsys.readouterr().err
+    assert "lm_head.weight is left behind" in said and '"tie_word_embeddings": true, but the two differ' in said
 
 
 @given(
@@ -177,7 +219,7 @@ def test_openais_layout_to_ours_and_back_is_bitwise(layers, vocab_size, context_
     fused = vector[start + vocab_size * d :][: 3 * d * d].reshape(d, 3 * d)
     np.testing.assert_array_equal(params["layers"]["attention"]["value"]["kernel"][0], fused[:, 2 * d :])
     np.testing.assert_array_equal(params["layers"]["mlp_norm"]["bias"][-1], vector[-d:])
-    write_openai(params, config, folder / "back")
+    write_openai(params, config, folder / "back", num_heads=heads)
     assert json.loads((folder / "back" / "params_shapes.json").read_text()) == shapes
     back = [np.load(folder / "back" / f"params_{index}.npy") for index in range(FILES)]
     np.testing.assert_array_equal(np.concatenate(back), vector)
@@ -188,7 +230,7 @@ def test_openais_layout_to_ours_and_back_is_bitwise(layers, vocab_size, context_
 def test_openais_release_and_hugging_faces_copy_of_a_model_are_the_same_parameters(tmp_path):
     write_golden_folder("gpt1", tmp_path / "huggingface")
     params, config = load(tmp_path / "huggingface")
-    write_openai(params, config, tmp_path / "openai")
+    write_openai(params, config, tmp_path / "openai", num_heads=config.num_heads)
     checkpoint = read_openai(tmp_path / "openai", num_heads=config.num_heads)
     assert not differences(checkpoint.config, config)
     assert_same(load_parameters(checkpoint, single_device_mesh()), params)
@@ -201,11 +243,48 @@ def test_what_is_not_gpt1_is_not_written_as_openais_release(tmp_path):
     assert not (tmp_path / "openai").exists()
 
 
+def test_a_number_of_heads_that_openais_readers_would_not_guess_is_refused(tmp_path):
+    write_golden_folder("gpt1", tmp_path / "theirs")
+    with pytest.raises(UserError, match="model.num_heads=4 cannot be written: .* takes 12"):
+        write_openai(*load(tmp_path / "theirs"), tmp_path / "openai")
+    assert not (tmp_path / "openai").exists()
+
+
+def test_rows_of_symbols_are_left_out_of_openais_release_on_demand(tmp_path):
+    write_golden_folder("gpt1", tmp_path / "theirs")
+    params, config = load(tmp_path / "theirs")
+    write = functools.partial(write_openai, params, config, tmp_path / "openai", num_heads=config.num_heads)
+    for count in (0, config.vocab_size + 1):
+        with pytest.raises(UserError, match=f"vocab_size={count}: expected 1 to {config.vocab_size}"):
+            write(vocab_size=count)
+    write(vocab_size=config.vocab_size - 3)
+    checkpoint = read_openai(tmp_path / "openai", num_heads=config.num_heads)
+    assert checkpoint.config.vocab_size == config.vocab_size - 3
+    params["embedding"]["tokens"] = params["embedding"]["tokens"][:-3]
+    assert_same(load_parameters(checkpoint, single_device_mesh()), params)
+
+
+def test_more_files_go_with_openais_release_or_nothing_does(tmp_path):
+    write_golden_folder("gpt1", tmp_path / "theirs")
+    params, config = load(tmp_path / "theirs")
+    write = functools.partial(write_openai, params, config, tmp_path / "openai", num_heads=config.num_heads)
+
+    def fail(folder):
+        assert (folder / "params_9.npy").exists() and not (tmp_path / "openai").exists()
+        raise RuntimeError("the tokenizer")
+
+    with pytest.raises(RuntimeError, match="the tokenizer"):
+        write(add_files=fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    write(add_files=lambda folder: (folder / "vocab_40000.bpe").write_text("#version: 0.2"))
+    assert (tmp_path / "openai" / "vocab_40000.bpe").read_text() == "#version: 0.2"
+
+
 def test_an_export_over_an_existing_folder_is_refused_and_touches_nothing(tmp_path):
     write_golden_folder("gpt1", tmp_path / "theirs")
     params, config = load(tmp_path / "theirs")
     before = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
-    for write in (write_folder, write_openai):
+    for write in (write_folder, functools.partial(write_openai, num_heads=config.num_heads)):
         with pytest.raises(UserError, match="theirs: exists and is not empty"):
             write(params, config, tmp_path / "theirs")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
@@ -251,6 +330,34 @@ def test_a_full_disk_is_named_whoever_met_it(error, tmp_path):
     with pytest.raises(UserError, match="new: cannot be written .No space left"), new_folder(tmp_path / "new"):
         raise error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here, in which nobody may make a folder")
+def test_a_place_where_no_folder_can_be_is_named():
+    folder = Path("/proc/new/folder")
+    with pytest.raises(UserError, match=f"{folder}: cannot be written .No such file"), new_folder(folder):
+        pass
+
+
+def test_the_folder_in_which_one_stands_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for here in (Path("."), tmp_path):
+        with pytest.raises(UserError, match="is the folder in which this was started"), new_folder(here):
+            pass
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(UserError, match="[.]: exists and is not empty"), new_folder(Path(".")):
+        pass
+
+
+def test_dots_and_links_in_the_name_of_a_folder_are_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "a").mkdir()
+    for name in ("a/../b", "link"):
+        with new_folder(tmp_path / name) as temporary:
+            (temporary / "file").write_text(name)
+    assert (tmp_path / "b" / "file").read_text() == "a/../b"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target" / "file").read_text() == "link"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "link", "target"]
 
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path):

@@ -53,7 +53,11 @@ def main() -> None:
     }
     file = HERE / "smollm2.json"
     if "--check" in sys.argv:
-        sys.exit(0 if json.loads(file.read_text()) == content else f"{file} is not what transformers gives")
+        if json.loads(file.read_text()) != content:
+            sys.exit(f"{file} is not what transformers gives")
+        count = sum(map(len, ids))
+        print(f"{file.name}: as transformers gives it: {count} ids of {len(TEXTS)} texts, {', '.join([*content][2:])}")
+        return
     file.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
