@@ -23,14 +23,14 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
 from gpt_jax.models.heads import Combination, head_specs
-from gpt_jax.models.presets import adapt
+from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
-from gpt_jax.runs.recipe import check_batch, check_config, schedule_and_optimizer
+from gpt_jax.runs.recipe import check_batch, check_config, has_begun, schedule_and_optimizer
 from gpt_jax.runs.workdir import environment, open_workdir
 from gpt_jax.tasks.examples import Example
 from gpt_jax.tasks.metrics import compute_metrics
@@ -41,7 +41,7 @@ from gpt_jax.tasks.scores import expected_score, soft_score_targets
 from gpt_jax.tasks.task import Task
 from gpt_jax.tasks.transforms import encode
 from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
-from gpt_jax.text.tokenizer import Tokenizer
+from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import Target, fine_tuning_loss
@@ -146,13 +146,13 @@ def summary_of(values: list[float]) -> dict[str, float]:
 def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
     """`run` with one seed."""
     began = time.monotonic()
-    config, pretrained = resolve(config)
+    config, pretrained, tokenizer = resolve(config, workdir)
+    model = model_config(None, **config.model)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
-        problem = open_problem(config, pretrained)
-        model = extended_model(config, pretrained, problem.tokenizer)
+        problem = open_problem(config, tokenizer)
         do_on_main_process(lambda: record(config, problem, workdir))
         announce(
             f"{config.data.task}: {', '.join(f'{len(s.examples):,} {name}' for name, s in problem.splits.items())} "
@@ -162,8 +162,8 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
         return finish(config, model, mesh, problem, best, workdir, began)
 
 
-def resolve(config: ConfigDict) -> tuple[ConfigDict, Pretrained]:
-    """A copy in which nothing is left to a default, and the weights that it begins with.
+def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, Tokenizer]:
+    """A copy in which nothing is left to a default, the weights that it begins with, and a tokenizer with all symbols.
 
     Raises:
       UserError: when fields contradict each other or the weights.
@@ -174,9 +174,15 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, Pretrained]:
             "init_from is missing: a workdir, a Hugging Face folder, a GGUF file or OpenAI's release to begin with. "
             "The README's first command trains one: init_from=runs/pretrain-books."
         )
-    pretrained = open_pretrained(config.init_from)
+    begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
+    pretrained = open_pretrained(workdir if begun else config.init_from)
     fields = {name: value for name, value in config.model.items() if name != "vocab_size"}
     model = adapt(pretrained.config, **fields)
+    tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
+    if missing := missing_symbols(tokenizer):
+        announce(f"the vocabulary has no symbols for {', '.join(missing)}: appended, their embeddings drawn N(0, 0.02)")
+        tokenizer = with_fine_tuning_symbols(tokenizer)
+    model = dataclasses.replace(model, vocab_size=max(model.vocab_size, tokenizer.vocab_size))
     for name in config.model:
         config.model[name] = getattr(model, name)
     layers = config.transfer.layers
@@ -192,10 +198,10 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, Pretrained]:
         raise UserError("objective: expected language_model_weight >= 0 and classifier_dropout from 0 to below 1.")
     if config.train.epochs <= 0:
         raise UserError(f"train.epochs={config.train.epochs}: expected a positive number.")
-    return config.lock(), pretrained
+    return config.lock(), pretrained, tokenizer
 
 
-def open_problem(config: ConfigDict, pretrained: Pretrained) -> Problem:
+def open_problem(config: ConfigDict, tokenizer: Tokenizer) -> Problem:
     """Reads the tables, and turns their rows into token sequences.
 
     Raises:
@@ -243,10 +249,6 @@ def open_problem(config: ConfigDict, pretrained: Pretrained) -> Problem:
     examples["train"] = sample(examples["train"], data.max_train)
     examples["valid"] = sample(examples["valid"], data.max_valid)
     check_different_targets(examples["train"], task)
-    tokenizer = pretrained.tokenizer(config.tokenizer.path)
-    if missing := missing_symbols(tokenizer):
-        announce(f"the vocabulary has no symbols for {', '.join(missing)}: appended, their embeddings drawn N(0, 0.02)")
-        tokenizer = with_fine_tuning_symbols(tokenizer)
     target = "classes" if not task.score_range else config.objective.score
     splits, truncated = {}, {}
     for split, own_examples in examples.items():
@@ -284,13 +286,6 @@ def targets_of(examples: list[Example], task: Task, target: Target) -> np.ndarra
     if target == "score":
         return ((values - low) / (high - low)).astype(np.float32)
     return soft_score_targets(values, int(low), int(high))
-
-
-def extended_model(config: ConfigDict, pretrained: Pretrained, tokenizer: Tokenizer) -> ModelConfig:
-    """The model with a row for each of the tokenizer's ids."""
-    fields = {name: value for name, value in config.model.items() if name != "vocab_size"}
-    model = adapt(pretrained.config, **fields)
-    return dataclasses.replace(model, vocab_size=max(model.vocab_size, tokenizer.vocab_size))
 
 
 def record(config: ConfigDict, problem: Problem, workdir: Path) -> None:

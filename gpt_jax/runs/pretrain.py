@@ -34,7 +34,7 @@ from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, check_vocabulary, open_pretrained, prompt_ids
-from gpt_jax.runs.recipe import check_batch, check_config, schedule_and_optimizer
+from gpt_jax.runs.recipe import check_batch, check_config, has_begun, schedule_and_optimizer
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
 from gpt_jax.text.imported import open_tokenizer as open_imported_tokenizer
@@ -197,13 +197,6 @@ def resolve_model(config: ConfigDict, workdir: Path | None) -> tuple[ModelConfig
             "the first one empty, it follows the tokenizer."
         )
     return model, None
-
-
-def has_begun(workdir: Path) -> bool:
-    """Whether an earlier start in `workdir` got as far as a checkpoint."""
-    checkpoints = workdir / "checkpoints"
-    steps = [path for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.is_dir() else []
-    return bool(steps) and (workdir / "config.json").is_file() and (workdir / "tokenizer").is_dir()
 
 
 def earlier_config(workdir: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Pretrained:
     config: ModelConfig
     source: Checkpoint | Path  # other people's checkpoint, or the folder `checkpoints` of ours
     step: int | None = None  # of ours; None: the newest
+    room: str | None = None  # of ours: where the decoder stands among the parameters, if they are more than a decoder
 
     def parameters(self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None) -> dict:
         """Reads the parameters into their shardings on `mesh`.
@@ -56,7 +57,10 @@ class Pretrained:
             params = load_parameters(dataclasses.replace(self.source, config=stored), mesh)
         else:
             saved = abstract_parameters(self.config, mesh)
-            params = restore_parameters(self.source, saved, step=self.step)
+            if self.room:
+                params = restore_parameters(self.source, {self.room: saved}, step=self.step)[self.room]
+            else:
+                params = restore_parameters(self.source, saved, step=self.step)
             params = jax.tree.map(lambda x: x.astype(stored.param_dtype), params)
         return _cut_positions(params, config, mesh)
 
@@ -103,13 +107,14 @@ def open_pretrained(path: str | Path) -> Pretrained:
         check_tensors(checkpoint)
         return Pretrained(path, checkpoint.config, checkpoint)
     try:
-        model = json.loads((workdir / "config.json").read_text())["model"]
-        config = model_config(None, **{name: value for name, value in model.items() if name != "preset"})
+        recorded = json.loads((workdir / "config.json").read_text())
+        config = model_config(None, **{name: value for name, value in recorded["model"].items() if name != "preset"})
+        room = "model" if recorded.get("run") == "finetune" else None  # beside it stands the head
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{workdir}: has checkpoints, but its config.json does not say which model's ({error!r})."
         ) from None
-    return Pretrained(path, config, workdir / "checkpoints", step)
+    return Pretrained(path, config, workdir / "checkpoints", step, room)
 
 
 def abstract_parameters(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -12,6 +12,13 @@ from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.schedules import make_schedule
 
 
+def has_begun(workdir: Path) -> bool:
+    """Whether an earlier start in `workdir` got as far as a checkpoint."""
+    checkpoints = workdir / "checkpoints"
+    steps = [path for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.is_dir() else []
+    return bool(steps) and (workdir / "config.json").is_file() and (workdir / "tokenizer").is_dir()
+
+
 def check_config(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError where the run in `workdir` was begun with other fields."""
     current = configuration.as_json(config)

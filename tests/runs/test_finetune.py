@@ -98,10 +98,21 @@ def test_the_best_epoch_is_the_one_that_is_scored(done):
     assert json.loads((done / "scores.json").read_text())["valid"]["accuracy"] == best
 
 
-def test_started_again_it_says_the_same(done, pretrained, tables, capsys):
+def test_started_again_it_says_the_same_though_the_weights_are_gone(done, pretrained, tables):
     before = (done / "scores.json").read_text()
-    assert fine_tune(done, pretrained, tables, "--config.train.epochs=6") == 0
+    pretrained.rename(pretrained.parent / "elsewhere")
+    try:
+        assert fine_tune(done, pretrained, tables, "--config.train.epochs=6") == 0
+    finally:
+        (pretrained.parent / "elsewhere").rename(pretrained)
     assert (done / "scores.json").read_text() == before
+
+
+def test_a_fine_tuned_model_can_be_loaded_and_fine_tuned_again(done, tables, tmp_path):
+    lm = gpt_jax.load(done)
+    assert lm.config.vocab_size == lm.tokenizer.vocab_size == 260
+    assert lm.logits([lm.tokenizer.encode("abc")]).shape == (1, 3, 260)
+    assert fine_tune(tmp_path / "run", done, tables, "--config.train.epochs=1") == 0
 
 
 @pytest.mark.parametrize("devices", [1])
@@ -162,24 +173,9 @@ def test_k_layers_are_transferred_and_the_rest_drawn_anew(pretrained, one_device
         assert (kernels[kept:] == 7).all()
 
 
-def final_parameters(workdir: Path, pretrained: Path) -> dict:
-    from gpt_jax.parallel.mesh import single_device_mesh
-    from gpt_jax.runs.pretrained import abstract_parameters, open_pretrained
-    from gpt_jax.training.checkpoints import restore_parameters
-
-    config = open_pretrained(pretrained).config
-    import dataclasses
-
-    model = abstract_parameters(dataclasses.replace(config, vocab_size=260), single_device_mesh())
-    head = {"kernel": (32, 2), "bias": (2,)}
-    sharding = jax.tree.leaves(model)[0].sharding.update(spec=jax.sharding.PartitionSpec())
-    head = {name: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding) for name, shape in head.items()}
-    return restore_parameters(workdir / "checkpoints", {"model": model, "head": head})
-
-
 def test_frozen_layers_stay_as_they_were(pretrained, tables, tmp_path):
     assert fine_tune(tmp_path / "run", pretrained, tables, "--config.transfer.freeze=1", "--config.train.epochs=1") == 0
-    after, before = final_parameters(tmp_path / "run", pretrained)["model"], gpt_jax.load(pretrained).params
+    after, before = gpt_jax.load(tmp_path / "run").params, gpt_jax.load(pretrained).params
     for now, then in zip(jax.tree.leaves(after["layers"]), jax.tree.leaves(before["layers"]), strict=True):
         np.testing.assert_array_equal(now[0], then[0])
         assert not np.array_equal(now[1], then[1])
