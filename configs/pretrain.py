@@ -145,7 +145,7 @@ def books(config: ConfigDict) -> None:
 
 
 def laptop(config: ConfigDict) -> None:
-    """A decoder for fine-tuning on a laptop: within an hour on two CPU cores, once over some 75 MB of novels."""
+    """A decoder for fine-tuning on a laptop: about once over 75 MB of novels; meant for an hour on two CPU cores."""
     config.train.update(batch_size=8, steps=7500, eval_every=1500)
     config.schedule.update(peak=2e-3, warmup_steps=200)
     config.optimizer.update(beta2=0.98, weight_decay=0.1)

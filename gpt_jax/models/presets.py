@@ -138,7 +138,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         attention_block=64,
         logits_chunk=64,
     ),  # 1,311,872 parameters
-    # The same parts, for an hour on two cores with a hundred books: what fine-tuning on a laptop begins with.
+    # The same parts for a hundred books: what fine-tuning on a laptop begins with.
     "laptop": dict(
         vocab_size=8192,
         context_length=256,
