@@ -1,11 +1,17 @@
 """Attention kernels against the dense one under the mask that says who sees whom."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models.attention import banded_attention, dot_product_attention
+from gpt_jax.models import attention
+
+# Compiled whole: op by op each would be compiled on its own.
+banded_attention = functools.partial(jax.jit, static_argnames=("window", "dropout_rate"))(attention.banded_attention)
+dot_product_attention = functools.partial(jax.jit, static_argnames=("block",))(attention.dot_product_attention)
 
 
 def operands(time: int, heads: int = 4, kv_heads: int = 2, width: int = 8, batch: int = 2):
@@ -15,6 +21,7 @@ def operands(time: int, heads: int = 4, kv_heads: int = 2, width: int = 8, batch
     return [c * jax.random.normal(key, shape) for c, key, shape in zip(spreads, keys, shapes, strict=True)]
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def dense_under_mask(q, k, v, window: int) -> jax.Array:
     """All T x T scores, then the mask: the definition."""
     heads, time = q.shape[2], q.shape[1]

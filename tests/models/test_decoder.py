@@ -35,7 +35,7 @@ def tokens(config: ModelConfig, batch: int = 2, time: int = 12, seed: int = 2) -
 
 
 def apply(params, config, ids, key=None):
-    return decoder.Decoder(config).apply({"params": params}, ids, key)
+    return jax.jit(decoder.Decoder(config).apply)({"params": params}, ids, key)
 
 
 # As the papers and model cards print them, not as this code counts them.
