@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
@@ -46,7 +48,7 @@ from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import Target, fine_tuning_loss
 from gpt_jax.training.metrics_log import MetricsLog
-from gpt_jax.training.state import abstract_state, create_state, initial_state
+from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
 from gpt_jax.training.step import compile_train_step
 
 COMBINATIONS: dict[str, Combination] = {
@@ -317,6 +319,34 @@ def transferred(given: dict, fresh: dict, layers: int | None) -> dict:
     return fresh | kept | {"layers": begun}
 
 
+def first_state(
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    pretrained: Pretrained,
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+) -> TrainState:
+    """The state of step 0: the pretrained decoder, as far as it is transferred, under a fresh head."""
+    layers, seed = config.transfer.layers, config.seed
+
+    def begin(given: dict | None = None) -> TrainState:
+        params = fresh_parameters(model, problem.outputs, jax.random.key(seed))
+        if given is not None:
+            params["model"] = transferred(given, params["model"], layers)
+        return initial_state(params, optimizer)
+
+    if layers == -1:
+        return create_state(begin, abstract, mesh)
+    specials = problem.tokenizer.specials
+    symbols = (specials.start, specials.delimiter, specials.extract)
+    narrow = dataclasses.replace(model, vocab_size=pretrained.config.vocab_size)
+    given = pretrained.parameters(mesh, narrow)
+    given = with_symbols(given, narrow, problem.tokenizer.vocab_size, symbols, seed, mesh)
+    return create_state(begin, abstract, mesh, given)
+
+
 def train(
     config: ConfigDict,
     model: ModelConfig,
@@ -338,28 +368,12 @@ def train(
     settings.schedule.warmup_steps = c.schedule.warmup_fraction * steps
     schedule, optimizer = schedule_and_optimizer(settings, steps)
 
-    def build() -> Any:
-        return initial_state(fresh_parameters(model, problem.outputs, jax.random.key(c.seed)), optimizer)
-
+    build = state_builder(functools.partial(fresh_parameters, model, problem.outputs), optimizer, c.seed)
     abstract = abstract_state(build, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
     state = checkpoints.restore(abstract)
-    if state is None and c.transfer.layers != -1:
-        specials = problem.tokenizer.specials
-        symbols = (specials.start, specials.delimiter, specials.extract)
-
-        def begin(given: dict) -> Any:
-            fresh = fresh_parameters(model, problem.outputs, jax.random.key(c.seed))
-            fresh["model"] = transferred(given, fresh["model"], c.transfer.layers)
-            return initial_state(fresh, optimizer)
-
-        narrow = dataclasses.replace(model, vocab_size=pretrained.config.vocab_size)
-        given = with_symbols(
-            pretrained.parameters(mesh, narrow), narrow, problem.tokenizer.vocab_size, symbols, c.seed, mesh
-        )
-        state = create_state(begin, abstract, mesh, given)
-    elif state is None:
-        state = create_state(build, abstract, mesh)
+    if state is None:
+        state = first_state(config, model, mesh, pretrained, problem, optimizer, abstract)
     else:
         announce(f"going on from the checkpoint of step {int(state.step)}")
     loss = fine_tuning_loss_of(config, model, problem)
