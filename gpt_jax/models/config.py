@@ -26,6 +26,19 @@ TRAINING_ONLY = (
     "attention_block",
     "logits_chunk",
 )
+# Fields of a transformer's blocks, which an LSTM has not; `num_heads`, which has no default, is passed over there.
+TRANSFORMER_ONLY = (
+    "key_value_heads",
+    "head_dim",
+    "mlp_dim",
+    "norm_position",
+    "activation",
+    "gated_mlp",
+    "attention_pattern",
+    "biases",
+    "positions_in_softmax",
+    "scaled_residual_init",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +54,8 @@ class ModelConfig:
     num_heads: int
     embed_dim: int
 
+    core: Literal["transformer", "lstm"] = "transformer"  # what the layers are; an LSTM's are in lstm.py
+    lstm_units: int | None = None  # None: 4 * embed_dim
     key_value_heads: int | None = None  # None: as many as num_heads; fewer: grouped-query attention
     head_dim: int | None = None  # None: embed_dim / num_heads
     mlp_dim: int | None = None  # None: 4 * embed_dim
@@ -51,7 +66,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu"] = "gelu_tanh"
     gated_mlp: bool = False  # down(activation(gate(x)) * up(x))
-    positions: Literal["learned", "rotary"] = "learned"
+    positions: Literal["learned", "rotary", "none"] = "learned"
     rope_theta: float = 10_000.0
     rope_scaling: Literal["none", "linear", "llama3"] = "none"  # how the frequencies change for a longer context
     rope_factor: float = 1.0  # linear: all are divided by it; llama3: the low ones
@@ -83,10 +98,11 @@ class ModelConfig:
 
     def __post_init__(self):
         choices = {
+            "core": ("transformer", "lstm"),
             "norm": ("layernorm", "rmsnorm"),
             "norm_position": ("pre", "post"),
             "activation": ("gelu_tanh", "gelu", "relu", "relu_squared", "silu"),
-            "positions": ("learned", "rotary"),
+            "positions": ("learned", "rotary", "none"),
             "rope_scaling": ("none", "linear", "llama3"),
             "attention_pattern": ("dense", "alternating"),
             "embedding_dropout_on": ("sum", "matrix"),
@@ -99,7 +115,7 @@ class ModelConfig:
             if getattr(self, name) not in allowed:
                 raise UserError(f"model.{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
         sizes = ("vocab_size", "context_length", "num_layers", "num_heads", "embed_dim", "rope_original_context")
-        for name in (*sizes, "key_value_heads", "head_dim", "mlp_dim"):
+        for name in (*sizes, "key_value_heads", "head_dim", "mlp_dim", "lstm_units"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name}={value}: expected at least 1.")
@@ -109,6 +125,10 @@ class ModelConfig:
         for name in ("init_std", "position_init_std"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"model.{name}={getattr(self, name)}: expected 0 or a positive number.")
+        if self.core == "lstm":
+            self._check_lstm()
+        elif self.lstm_units is not None:
+            raise UserError(f"model.lstm_units={self.lstm_units}: only model.core=lstm has them; leave it empty.")
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise UserError(
                 f"model: num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}. "
@@ -143,6 +163,27 @@ class ModelConfig:
         for name in ("attention_block", "logits_chunk"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: expected 0 (all positions) or a positive number.")
+
+    def _check_lstm(self) -> None:
+        """Raises UserError for fields that an LSTM cannot have."""
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        strange = [name for name in TRANSFORMER_ONLY if getattr(self, name) != default[name]]
+        if strange:
+            values = ", ".join(f"{name}={getattr(self, name)!r}" for name in strange)
+            raise UserError(
+                f"model.core=lstm does not go with {values}: an LSTM has no blocks of a transformer. Begin with the "
+                "preset lstm or laptop-lstm, or leave these fields empty."
+            )
+        if self.positions != "none":
+            raise UserError(
+                f"model.core=lstm does not go with positions={self.positions!r}: the recurrence itself knows the "
+                "order; set model.positions=none."
+            )
+
+    @property
+    def lstm_width(self) -> int:
+        """U: units of one layer of an LSTM."""
+        return self.lstm_units or 4 * self.embed_dim
 
     @property
     def kv_heads(self) -> int:

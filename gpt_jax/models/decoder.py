@@ -7,7 +7,6 @@ the same tree whether the layers run in a scan or unrolled. Shape suffixes as in
 
 import functools
 import math
-import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,24 +14,57 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models import layers
+from gpt_jax.models import layers, lstm
 from gpt_jax.models.attention import self_attention
 from gpt_jax.models.config import ModelConfig
-from gpt_jax.parallel.rules import constrain, path_string
+from gpt_jax.models.parameters import ParameterSpec, init_parameters, unstack
+from gpt_jax.parallel.rules import constrain
 
 
-class ParameterSpec(NamedTuple):
-    """One parameter before it exists: its shape, and the standard deviation (0: the constant `mean`) of its draw."""
+class Core(NamedTuple):
+    """What stands between the embedding and the final norm.
 
-    shape: tuple[int, ...]
-    std: float = 0.0
-    mean: float = 0.0
+    Attributes:
+      specs: config -> the stacked specs of all its layers.
+      period: config -> the blocks that follow each other, over and over; each (x_BTD, its parameters, key=) -> x_BTD.
+    """
+
+    specs: Callable[[ModelConfig], dict]
+    period: Callable[[ModelConfig], tuple[Callable, ...]]
+
+
+def core(config: ModelConfig) -> Core:
+    """The one place that tells one `config.core` from another."""
+    return {"transformer": Core(block_specs, blocks), "lstm": Core(lstm.layer_specs, lstm.blocks)}[config.core]
 
 
 def parameter_specs(config: ModelConfig) -> dict:
     """The tree of every parameter's shape and initializer; initializers as published (see presets.py)."""
     c = config
-    L, D, F, V = c.num_layers, c.embed_dim, c.mlp_width, c.vocab_size
+    specs = {
+        "embedding": {"tokens": ParameterSpec((c.vocab_size, c.embed_dim), c.init_std)},
+        "layers": core(c).specs(c),
+    }
+    if c.positions == "learned":
+        specs["embedding"]["positions"] = ParameterSpec((c.context_length, c.embed_dim), c.position_init_std)
+    if c.final_norm:
+        specs["final_norm"] = _norm_specs(c)
+    if not c.tied_output:
+        specs["unembedding"] = {"tokens": ParameterSpec((c.vocab_size, c.embed_dim), c.init_std)}
+    return specs
+
+
+def _norm_specs(config: ModelConfig, *leading: int) -> dict:
+    specs = {"scale": ParameterSpec((*leading, config.embed_dim), mean=1.0)}
+    if config.norm == "layernorm":
+        specs["bias"] = ParameterSpec((*leading, config.embed_dim))
+    return specs
+
+
+def block_specs(config: ModelConfig) -> dict:
+    """Shapes and initializers of all `block`s, stacked."""
+    c = config
+    L, D, F = c.num_layers, c.embed_dim, c.mlp_width
     query_width, kv_width = c.num_heads * c.head_width, c.kv_heads * c.head_width
     residual_std = c.init_std / math.sqrt(2 * L) if c.scaled_residual_init else c.init_std
 
@@ -42,34 +74,19 @@ def parameter_specs(config: ModelConfig) -> dict:
             specs["bias"] = ParameterSpec((L, fan_out))
         return specs
 
-    def norm(*leading: int) -> dict:
-        specs = {"scale": ParameterSpec((*leading, D), mean=1.0)}
-        if c.norm == "layernorm":
-            specs["bias"] = ParameterSpec((*leading, D))
-        return specs
-
     specs = {
-        "embedding": {"tokens": ParameterSpec((V, D), c.init_std)},
-        "layers": {
-            "attention_norm": norm(L),
-            "attention": {
-                "query": linear(D, query_width, qkv=True),
-                "key": linear(D, kv_width, qkv=True),
-                "value": linear(D, kv_width, qkv=True),
-                "output": linear(query_width, D, residual_std),
-            },
-            "mlp_norm": norm(L),
-            "mlp": {"up": linear(D, F), "down": linear(F, D, residual_std)},
+        "attention_norm": _norm_specs(c, L),
+        "attention": {
+            "query": linear(D, query_width, qkv=True),
+            "key": linear(D, kv_width, qkv=True),
+            "value": linear(D, kv_width, qkv=True),
+            "output": linear(query_width, D, residual_std),
         },
+        "mlp_norm": _norm_specs(c, L),
+        "mlp": {"up": linear(D, F), "down": linear(F, D, residual_std)},
     }
-    if c.positions == "learned":
-        specs["embedding"]["positions"] = ParameterSpec((c.context_length, D), c.position_init_std)
     if c.gated_mlp:
-        specs["layers"]["mlp"]["gate"] = linear(D, F)
-    if c.final_norm:
-        specs["final_norm"] = norm()
-    if not c.tied_output:
-        specs["unembedding"] = {"tokens": ParameterSpec((V, D), c.init_std)}
+        specs["mlp"]["gate"] = linear(D, F)
     return specs
 
 
@@ -77,18 +94,6 @@ def parameter_count(config: ModelConfig) -> int:
     """Number of parameters, exact."""
     specs = jax.tree.leaves(parameter_specs(config), is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
     return sum(math.prod(spec.shape) for spec in specs)
-
-
-def init_parameters(specs: dict, key: jax.Array, dtype: jnp.dtype) -> dict:
-    """Draws a tree of parameters; each from a key of its own path, so that adding one leaves the others unchanged."""
-
-    def draw(path, spec: ParameterSpec) -> jax.Array:
-        if spec.std == 0.0:
-            return jnp.full(spec.shape, spec.mean, dtype)
-        leaf_key = jax.random.fold_in(key, zlib.crc32(path_string(path).encode()))
-        return spec.mean + spec.std * jax.random.normal(leaf_key, spec.shape, dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, specs, is_leaf=lambda leaf: isinstance(leaf, ParameterSpec))
 
 
 def drop_embeddings(params: dict, config: ModelConfig, key: jax.Array | None) -> dict:
@@ -144,6 +149,11 @@ def block(
     return residual(x_BTD, params["mlp_norm"], mlp, after_mlp_key)
 
 
+def blocks(config: ModelConfig) -> tuple[Callable, ...]:
+    """One period of the attention pattern."""
+    return tuple(functools.partial(block, config=config, window=window) for window in config.attention_windows)
+
+
 def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """The last layer's output after the final norm, ready for `unembed`.
 
@@ -156,40 +166,32 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
     """
     embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
     x_BTD = embed(params, config, tokens_BT, embedding_key)
-    windows = config.attention_windows
+    period = core(config).period(config)
 
     def layers_from(x_BTD: jax.Array, layer_params: list[dict], first: jax.Array | int) -> jax.Array:
-        """The layers `first`, `first` + 1, ...; `first` begins a period of the attention pattern."""
+        """The layers `first`, `first` + 1, ...; `first` begins a period."""
         for offset, one_layer in enumerate(layer_params):
             layer_key = None if layers_key is None else jax.random.fold_in(layers_key, first + offset)
-            layer = functools.partial(block, config=config, window=windows[offset % len(windows)])
+            layer = period[offset % len(period)]
             layer = jax.checkpoint(layer) if config.remat == "block" else layer
             x_BTD = layer(x_BTD, one_layer, key=layer_key)
         return x_BTD
 
     if config.scan_layers:
-        periods, rest = divmod(config.num_layers, len(windows))
-        scanned = periods * len(windows)
+        periods, rest = divmod(config.num_layers, len(period))
+        scanned = periods * len(period)
 
-        def period(x_BTD: jax.Array, inputs: tuple[dict, jax.Array]) -> tuple[jax.Array, None]:
+        def one_period(x_BTD: jax.Array, inputs: tuple[dict, jax.Array]) -> tuple[jax.Array, None]:
             layer_params, first = inputs
-            return layers_from(x_BTD, _unstack(layer_params, len(windows)), first), None
+            return layers_from(x_BTD, unstack(layer_params, len(period)), first), None
 
-        stacked = jax.tree.map(lambda x: x[:scanned].reshape(periods, len(windows), *x.shape[1:]), params["layers"])
-        x_BTD, _ = jax.lax.scan(period, x_BTD, (stacked, jnp.arange(0, scanned, len(windows))))
+        stacked = jax.tree.map(lambda x: x[:scanned].reshape(periods, len(period), *x.shape[1:]), params["layers"])
+        x_BTD, _ = jax.lax.scan(one_period, x_BTD, (stacked, jnp.arange(0, scanned, len(period))))
         left = jax.tree.map(lambda x: x[scanned:], params["layers"])
-        x_BTD = layers_from(x_BTD, _unstack(left, rest), scanned)
+        x_BTD = layers_from(x_BTD, unstack(left, rest), scanned)
     else:
-        x_BTD = layers_from(x_BTD, _unstack(params["layers"], config.num_layers), 0)
+        x_BTD = layers_from(x_BTD, unstack(params["layers"], config.num_layers), 0)
     return layers.norm(x_BTD, params["final_norm"], config) if config.final_norm else x_BTD
-
-
-def _unstack(stacked: dict, num_layers: int) -> list[dict]:
-    """The layers of a stacked tree, one by one. By `split`, whose gradient is one concatenation; that of indexing is a
-    sum of as many zero-padded stacks as there are layers."""
-    leaves, tree = jax.tree.flatten(stacked)
-    split = [[part[0] for part in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
-    return [tree.unflatten(leaves_of_one) for leaves_of_one in zip(*split, strict=True)]
 
 
 def output_matrix(params: dict, config: ModelConfig) -> jax.Array:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.models.config import ModelConfig
-from gpt_jax.models.decoder import ParameterSpec
 from gpt_jax.models.layers import dropout, linear
+from gpt_jax.models.parameters import ParameterSpec
 from gpt_jax.parallel.rules import constrain
 
 # How the sequences of an example become one prediction: `single`: there is one; `sum`: their states are added;

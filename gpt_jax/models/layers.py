@@ -1,7 +1,7 @@
 """The mathematics of the layers, as plain functions.
 
 Shape suffixes: B batch, T query time, S key time, D model width, N query heads, K key/value heads, G query heads that
-share a key/value head, H head width, F MLP width, V vocabulary, L layers.
+share a key/value head, H head width, F MLP width, V vocabulary, L layers, U units of an LSTM.
 """
 
 import math

@@ -98,8 +98,9 @@ def open_tokenizer(config: ConfigDict, source: Pretrained) -> Tokenizer | None:
 
 def describe(model: ModelConfig) -> str:
     """One line for a person."""
+    parts = f"{model.num_heads} heads" if model.core == "transformer" else f"an LSTM of {model.lstm_width} units"
     return (
-        f"{model.num_layers} layers x {model.embed_dim}, {model.num_heads} heads, vocabulary {model.vocab_size:,}, "
+        f"{model.num_layers} layers x {model.embed_dim}, {parts}, vocabulary {model.vocab_size:,}, "
         f"context {model.context_length:,}: {decoder.parameter_count(model):,} parameters"
     )
 

@@ -27,7 +27,17 @@ _DISK_REFUSES = (
 
 
 def resolved(config: ModelConfig) -> ModelConfig:
-    """The same model with every field spelled out that may be left to follow another, and unused ones at rest."""
+    """The same model with every field spelled out that may be left to follow another, and unused ones at rest.
+
+    Raises:
+      UserError: when it is no transformer, which none of the formats of others holds.
+    """
+    if config.core != "transformer":
+        raise UserError(
+            f"model.core={config.core}: the formats of Hugging Face, GGUF and OpenAI that are written here hold "
+            "transformers only. Keep the workdir, or make one (configs/convert.py:workdir): init_from and gpt_jax.load "
+            "read it."
+        )
     default = {field.name: field.default for field in dataclasses.fields(config)}
     unused = {
         "none": ("rope_factor", "rope_low_frequency_factor", "rope_high_frequency_factor", "rope_original_context"),

@@ -72,7 +72,9 @@ PUBLISHED_COUNTS = {
     "qwen2.5-32B": 32_763_876_352,
     "qwen2.5-72B": 72_706_203_648,
     "books": 1_311_872,  # this project's own
-    "laptop": 5_245_184,
+    "laptop": 1_311_872,
+    "laptop-lstm": 1_303_104,
+    "lstm": 55_738_368,
 }
 # Brown et al. 2020 print their counts in millions and billions only.
 GPT3_COUNTS = {

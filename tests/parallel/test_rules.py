@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_jax.errors import UserError
 from gpt_jax.models import decoder
+from gpt_jax.models.adapters import adapter_specs
 from gpt_jax.models.presets import PRESETS, model_config
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import constrain, logical_axes, path_string, tree_shardings
@@ -14,12 +15,15 @@ from gpt_jax.training.state import abstract_state, state_builder
 
 
 def parameter_paths():
-    """Every parameter of every preset, and of a member with all that presets leave out."""
+    """Every parameter of every preset, and of a member with all that presets leave out; every adapter of two."""
     llama = dict(norm="rmsnorm", gated_mlp=True, positions="rotary", biases="none", tied_output=False)
     configs = [model_config(name) for name in PRESETS] + [model_config("books", **llama)]
+    attention, mlp = ("query", "key", "value", "output"), ("up", "gate", "down")
+    trees = [decoder.parameter_specs(config) for config in configs]
+    trees.append(adapter_specs(configs[-1], 2, attention + mlp))
+    trees.append(adapter_specs(model_config("laptop-lstm"), 2, ("input", "recurrent", "output")))
     paths = set()
-    for config in configs:
-        specs = decoder.parameter_specs(config)
+    for specs in trees:
         is_spec = lambda x: isinstance(x, decoder.ParameterSpec)  # noqa: E731
         paths |= {
             (path_string(path), len(spec.shape))
