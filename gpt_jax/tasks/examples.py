@@ -1,4 +1,4 @@
-"""The four structured inputs of the paper's Figure 1, and a labelled example."""
+"""The four structured inputs of the paper's Figure 1, that of the Winograd schemas, and a labelled example."""
 
 from dataclasses import dataclass
 
@@ -75,7 +75,25 @@ class MultipleChoice:
         return self.context
 
 
-Inputs = Classification | Entailment | Similarity | MultipleChoice
+@dataclass(frozen=True)
+class Substitution:
+    """Texts that differ in what stands for a pronoun at their end, and the one continuation of them all."""
+
+    options: tuple[str, ...]
+    continuation: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Options, continuation."""
+        return (*self.options, self.continuation)
+
+    @property
+    def shared(self) -> str:
+        """The first option: a schema comes twice, with two continuations."""
+        return self.options[0]
+
+
+Inputs = Classification | Entailment | Similarity | MultipleChoice | Substitution
 
 
 @dataclass(frozen=True)

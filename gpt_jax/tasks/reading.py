@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gpt_jax.errors import UserError, did_you_mean
-from gpt_jax.tasks.examples import Classification, Entailment, Example, Inputs, MultipleChoice, Similarity
+from gpt_jax.tasks.examples import (
+    Classification,
+    Entailment,
+    Example,
+    Inputs,
+    MultipleChoice,
+    Similarity,
+    Substitution,
+)
 from gpt_jax.tasks.task import OPTIONAL_ROLES, Task
 
 MOST_LABELS = 1000  # a column with more of them is hardly one of labels
@@ -159,26 +167,28 @@ def _inputs(row: Row, task: Task, max_answers: int) -> Inputs:
         case "similarity":
             return Similarity(_text(row, task, "first"), _text(row, task, "second"))
         case "multiple_choice":
-            answers = _answers(row, task, max_answers)
+            answers = _answers(row, task, "answers", max_answers)
             question = "" if _value(row, task, "question") is None else _text(row, task, "question")
             return MultipleChoice(_text(row, task, "context"), answers, question)
+        case "substitution":
+            return Substitution(_answers(row, task, "options", max_answers), _text(row, task, "continuation"))
 
 
-def _answers(row: Row, task: Task, max_answers: int) -> tuple[str, ...]:
-    value = _value(row, task, "answers")
+def _answers(row: Row, task: Task, role: str, max_answers: int) -> tuple[str, ...]:
+    value = _value(row, task, role)
     if not isinstance(value, list):
         raise UserError(
-            f"{row.place}: {_column(row, task, 'answers')!r} holds {type(value).__name__}, and a list of answers was "
-            "expected. Where each answer has a column of its own, name them all: data.columns.answers=ONE+TWO+..."
+            f"{row.place}: {_column(row, task, role)!r} holds {type(value).__name__}, and a list of {role} was "
+            f"expected. Where each has a column of its own, name them all: data.columns.{role}=ONE+TWO+..."
         )
     while value and value[-1] in (None, ""):  # a table has columns for the most answers that a question has
         value = value[:-1]
     if not 2 <= len(value) <= max_answers:
         raise UserError(
-            f"{row.place}: {len(value)} answers. Expected 2 to {max_answers} (data.max_answers); correct or delete the "
+            f"{row.place}: {len(value)} {role}. Expected 2 to {max_answers} (data.max_answers); correct or delete the "
             "row, or set data.skip_bad_rows."
         )
-    return tuple(_checked_text(answer, row, f"answer {number}") for number, answer in enumerate(value, 1))
+    return tuple(_checked_text(answer, row, f"{role[:-1]} {number}") for number, answer in enumerate(value, 1))
 
 
 def _text(row: Row, task: Task, role: str) -> str:
@@ -209,8 +219,8 @@ def _target(value: Any, row: Row, task: Task, inputs: Inputs) -> int | float:
     if task.score_range:
         return _score(spelled, row, task.score_range)
     allowed = task.labels
-    if isinstance(inputs, MultipleChoice):
-        allowed = allowed[: len(inputs.answers)]
+    if isinstance(inputs, MultipleChoice | Substitution):
+        allowed = allowed[: len(inputs.answers if isinstance(inputs, MultipleChoice) else inputs.options)]
     label = task.spellings.get(spelled, spelled)
     if label not in allowed:
         names = [*allowed, *(spelling for spelling, name in task.spellings.items() if name in allowed)]

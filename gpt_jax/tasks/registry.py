@@ -1,4 +1,4 @@
-"""The tasks by name: the paper's twelve, four that are made of the books, and tasks of one's own.
+"""The tasks by name: the paper's twelve, four that are made of the books, one that is evaluated only, and one's own.
 
 Scores are those of the GPT-1 paper's Tables 2 to 4 (Radford et al. 2018). Columns and file names are those of the
 official releases, of TensorFlow Datasets, and the plain names that one would choose oneself.
@@ -221,6 +221,22 @@ _BOOK_TASKS = tuple(
 
 TASKS = {task.name: task for task in (*_TASKS, *_BOOK_TASKS)}
 
+# What pretrained models are asked without learning it: the paper's zero-shot evaluation (GPT-1, section 5).
+ZERO_SHOT_TASKS = {
+    "winograd": Task(
+        name="winograd",
+        kind="substitution",
+        metrics=("accuracy",),
+        columns={
+            "options": ("context_options", "options"),
+            "continuation": ("continuation",),
+            "label": ("gold", "label"),
+            "id": _ID,
+        },
+        labels=("0", "1"),
+    )
+}
+
 
 def find_task(
     name: str,
@@ -229,25 +245,27 @@ def find_task(
     labels: Sequence[str] = (),
     score_range: tuple[float, float] | None = None,
     metrics: Sequence[str] = (),
+    tasks: Mapping[str, Task] = TASKS,
 ) -> Task:
     """The task called `name`, or a task of one's own where `name` is a kind of task.
 
     Args:
-      name: of `TASKS`, or classification | entailment | similarity | multiple_choice.
+      name: of `tasks`, or classification | entailment | similarity | multiple_choice.
       columns: role -> the column's name in the user's tables, or several as NAME+NAME. Roles that are left out have
         their own name ("text", "label", ...), or for a task of `TASKS` the names that it is published with.
       labels, score_range, metrics: instead of the task's own; see `Task`. A task of one's own without any of them has
         the labels that its training rows show, and is scored by accuracy (by Pearson's r where it has scores).
+      tasks: those that can be named; for an evaluation `TASKS | ZERO_SHOT_TASKS`.
 
     Raises:
       UserError: no such task, role or metric; labels and scores at once.
     """
-    if name in TASKS:
-        task = TASKS[name]
+    if name in tasks:
+        task = tasks[name]
     elif name in TEXT_ROLES:
         task = own_task(name)
     else:
-        names = (*TASKS, *TEXT_ROLES)
+        names = (*tasks, *TEXT_ROLES)
         raise UserError(f"data.task={name!r}: no such task.{did_you_mean(name, names)} There are: {', '.join(names)}.")
     if labels and score_range or (score_range and task.kind == "multiple_choice"):
         raise UserError(f"data.task={name}: expected labels or a score_range, not both; multiple choice has no scores.")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gpt_jax.errors import UserError, did_you_mean
 
-Kind = Literal["classification", "entailment", "similarity", "multiple_choice"]
+Kind = Literal["classification", "entailment", "similarity", "multiple_choice", "substitution"]
 
 # The roles that columns play, by kind of task; beside them "label" and "id".
 TEXT_ROLES: dict[Kind, tuple[str, ...]] = {
@@ -17,6 +17,8 @@ TEXT_ROLES: dict[Kind, tuple[str, ...]] = {
     "similarity": ("first", "second"),
     "multiple_choice": ("context", "question", "answers"),
 }
+# The same of kinds that are evaluated, and not learnt: there is no input transformation for them.
+ZERO_SHOT_ROLES: dict[Kind, tuple[str, ...]] = {"substitution": ("options", "continuation")}
 OPTIONAL_ROLES = frozenset({"question", "id"})
 
 
@@ -25,7 +27,7 @@ class Task:
     """A task.
 
     columns: role -> the names that its column may have, of which the first that a row has is read. NAME+NAME+... are
-        several columns: texts to be joined by a space, or the answers. Roles: `TEXT_ROLES`, label, id.
+        several columns: texts to be joined by a space, or the answers. Roles: those of the kind, label, id.
     labels: the classes in the order of their numbers; of multiple choice, how the answers are called in the label
         column, the first answer's name first. Empty: found in the training rows, or a score.
     score_range: the lowest and the highest score where the target is a number and no label.
@@ -63,7 +65,7 @@ class Task:
     @property
     def roles(self) -> tuple[str, ...]:
         """All roles that a column may play here."""
-        return (*TEXT_ROLES[self.kind], "label", "id")
+        return (*(TEXT_ROLES | ZERO_SHOT_ROLES)[self.kind], "label", "id")
 
     def with_columns(self, columns: Mapping[str, str]) -> "Task":
         """The same task for tables in which the columns are called otherwise: role -> name. UserError: unknown role."""
@@ -108,6 +110,21 @@ class Task:
                     f"({self.origin}) with {', '.join(self.files.values())}."
                 )
         return found
+
+    def submission_tables(self, folder: str | Path) -> dict[str, str]:
+        """split -> address of its table in the official release in `folder`, of the splits that `submissions` has.
+
+        Raises:
+          UserError: one of them is not there.
+        """
+        names = {split: self.files[split] for split in self.submissions}
+        for name in names.values():
+            if not (Path(folder).expanduser() / name).is_file():
+                raise UserError(
+                    f"{folder} holds no {name}. Expected the folder of the official release of {self.name} "
+                    f"({self.origin}) with {', '.join(names.values())}."
+                )
+        return {split: f"{self.scheme}:{Path(folder) / name}" for split, name in names.items()}
 
     def submission_label(self, label: str) -> str:
         """How the official release writes `label`."""
