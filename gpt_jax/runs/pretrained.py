@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gpt_jax.errors import UserError
 from gpt_jax.models import decoder
+from gpt_jax.models.adapters import adapter_specs, merge_adapters
 from gpt_jax.models.config import ModelConfig
+from gpt_jax.models.heads import head_specs
+from gpt_jax.models.parameters import ParameterSpec
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.rules import tree_shardings
+from gpt_jax.runs.problem import best_step
 from gpt_jax.text.imported import open_tokenizer
 from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.training.checkpoints import restore_parameters
@@ -34,13 +39,31 @@ class Pretrained:
       path: what the user named: a workdir (or one of its checkpoints/STEP), a Hugging Face folder, a GGUF file,
         OpenAI's release.
       config: the model that they were trained as.
+      step: of ours, the checkpoint that was named; None: the newest, of fine-tuning that of the best epoch.
+      recorded: of ours, the config of the run that saved them.
     """
 
     path: Path
     config: ModelConfig
     source: Checkpoint | Path  # other people's checkpoint, or the folder `checkpoints` of ours
-    step: int | None = None  # of ours; None: the newest
-    room: str | None = None  # of ours: where the decoder stands among the parameters, if they are more than a decoder
+    step: int | None = None
+    recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether a head stands beside the decoder."""
+        return self.recorded.get("run") == "finetune"
+
+    @property
+    def chosen_step(self) -> int | None:
+        """The step whose parameters are read; None: the newest.
+
+        Raises:
+          UserError: when it is the best epoch's, and none has ended.
+        """
+        if self.step is None and self.fine_tuned:
+            return best_step(self.source.parent)
+        return self.step
 
     def parameters(self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None) -> dict:
         """Reads the parameters into their shardings on `mesh`.
@@ -52,17 +75,43 @@ class Pretrained:
           UserError: when they are damaged or not those of the config.
         """
         config = self.config if config is None else config
-        stored = dataclasses.replace(self.config, param_dtype=config.param_dtype)
         if isinstance(self.source, Checkpoint):
+            stored = dataclasses.replace(self.config, param_dtype=config.param_dtype)
             params = load_parameters(dataclasses.replace(self.source, config=stored), mesh)
+        elif self.fine_tuned:
+            return self.parameters_with_head(mesh, config)["model"]
         else:
-            saved = abstract_parameters(self.config, mesh)
-            if self.room:
-                params = restore_parameters(self.source, {self.room: saved}, step=self.step)[self.room]
-            else:
-                params = restore_parameters(self.source, saved, step=self.step)
-            params = jax.tree.map(lambda x: x.astype(stored.param_dtype), params)
+            params = restore_parameters(self.source, abstract_parameters(self.config, mesh), step=self.step)
+            params = _cast(params, config)
         return _cut_positions(params, config, mesh)
+
+    def parameters_with_head(
+        self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None, *, outputs: int | None = None
+    ) -> dict:
+        """Reads `model`, the decoder with its adapters merged, and `head`, of weights that are `fine_tuned`.
+
+        Args:
+          config: as of `parameters`; outputs: the width of the head, None: it is left out.
+
+        Raises:
+          UserError: when they are damaged or not those of the config, or no epoch has ended.
+        """
+        config = self.config if config is None else config
+        adapters = self.recorded.get("transfer", {}).get("adapters", {"rank": 0})
+        specs = {"model": decoder.parameter_specs(self.config)}
+        if adapters["rank"]:
+            specs["adapters"] = adapter_specs(self.config, adapters["rank"], tuple(adapters["targets"]))
+        if outputs is not None:
+            specs["head"] = head_specs(self.config, outputs)
+        params = restore_parameters(
+            self.source, abstract_tree(specs, self.config.param_dtype, mesh), step=self.chosen_step
+        )
+        if adapters["rank"]:
+            shardings = jax.tree.map(lambda x: x.sharding, params["model"])
+            merge = jax.jit(lambda model, own: merge_adapters(model, own, adapters["alpha"]), out_shardings=shardings)
+            params["model"] = merge(params["model"], params.pop("adapters"))
+        params = _cast(params, config)
+        return params | {"model": _cut_positions(params["model"], config, mesh)}
 
     @property
     def tokenizer_path(self) -> Path:
@@ -103,24 +152,46 @@ def open_pretrained(path: str | Path) -> Pretrained:
     if path.parent.name == "checkpoints" and path.name.isdigit():
         step, workdir = int(path.name), path.parent.parent
     if not (workdir / "checkpoints").is_dir():
+        _check_no_other_workdir(workdir)
         checkpoint = read_checkpoint(path)
         check_tensors(checkpoint)
         return Pretrained(path, checkpoint.config, checkpoint)
     try:
         recorded = json.loads((workdir / "config.json").read_text())
         config = model_config(None, **{name: value for name, value in recorded["model"].items() if name != "preset"})
-        room = "model" if recorded.get("run") == "finetune" else None  # beside it stands the head
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{workdir}: has checkpoints, but its config.json does not say which model's ({error!r})."
         ) from None
-    return Pretrained(path, config, workdir / "checkpoints", step, room)
+    return Pretrained(path, config, workdir / "checkpoints", step, recorded)
+
+
+def _check_no_other_workdir(folder: Path) -> None:
+    """Raises UserError for a workdir of ours that holds no checkpoints itself."""
+    if seeds := sorted(path.parent for path in folder.glob("seed-*/checkpoints")):
+        raise UserError(
+            f"{folder}: holds a fine-tuning run for each of several seeds. Name one of them: "
+            f"{', '.join(map(str, seeds[:8]))}."
+        )
+    try:
+        run = json.loads((folder / "config.json").read_text())["run"]  # nobody else's config.json has such a field
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    raise UserError(f"{folder}: the workdir of a {run} run, with no checkpoint in it (yet). Name one that has some.")
 
 
 def abstract_parameters(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
-    """The parameters as shapes, dtypes and shardings."""
-    with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    """The decoder's parameters as shapes, dtypes and shardings."""
+    return abstract_tree(decoder.parameter_specs(config), config.param_dtype, mesh)
+
+
+def abstract_tree(specs: dict, dtype: str, mesh: jax.sharding.Mesh) -> dict:
+    """A tree of `ParameterSpec`s as shapes, dtypes and shardings."""
+    shapes = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, ParameterSpec),
+    )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree_shardings(shapes, mesh)
     )
@@ -168,6 +239,10 @@ def with_symbols(params: dict, config: ModelConfig, vocab_size: int, ids: Sequen
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_parameters(config, mesh))
     return jax.jit(draw, out_shardings=shardings)(params)
+
+
+def _cast(params: dict, config: ModelConfig) -> dict:
+    return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
 
 
 def _cut_positions(params: dict, config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
