@@ -78,7 +78,7 @@ def main() -> None:
     state = create_state(build, abstract, mesh)
     step = compile_train_step(
         abstract, mesh, loss_fn=lambda params, batch, key: language_model_loss(params, config, batch, key),
-        optimizer=optimizer, schedule=schedule, seed=0, accumulation=1,
+        optimizer=optimizer, schedule=schedule, accumulation=1,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         batches, loader_seconds = open_batches(Path(folder), settings, mesh)
@@ -86,7 +86,7 @@ def main() -> None:
         for line in sys.stdin:
             began = time.perf_counter()
             for _ in range(int(line)):
-                state, _ = step(state, next(batches))
+                state, _ = step(state, next(batches), 0)
             jax.block_until_ready(state)
             answer({"seconds": time.perf_counter() - began})
 

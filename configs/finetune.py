@@ -9,7 +9,12 @@ official release; `classification`, `entailment`, `similarity`, `multiple_choice
     --config=configs/finetune.py:classification --config.data.train=file:mine.csv --config.data.columns.text=review
 
 The recipe is the paper's: OpenAI's Adam at 6.25e-5, batches of 32, 3 epochs, warm-up over 0.2% of them, linear decay,
-dropout 0.1 wherever there is one, L3 = L2 + 0.5 · L1; the epoch with the best validation score is kept.
+dropout 0.1 wherever there is one, L3 = L2 + 0.5 · L1; the epoch with the best validation score is kept. Small decoders
+learn faster: the books' tasks take 1e-3.
+
+`study` does many such runs one after another, tasks by ablations by seeds, and puts their scores into one table:
+
+    --config=configs/finetune.py:study,init_from=PATH,seeds=3 '--config.data.train=file:glue/{task}/train.jsonl'
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -21,7 +26,7 @@ from gpt_jax.tasks.task import TEXT_ROLES
 
 placeholder = config_dict.placeholder
 
-NAMES = ("books-author", *(name for name in TASKS if name != "books-author"), *TEXT_ROLES)
+NAMES = ("books-author", *(name for name in TASKS if name != "books-author"), *TEXT_ROLES, "study")
 FIELDS = {"init_from": str, "seeds": int, "folder": str, "batch": int, "epochs": float}
 ROLES = sorted({role for roles in TEXT_ROLES.values() for role in roles} | {"label", "id"})
 
@@ -30,13 +35,32 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment that `argument` names; see the module's docstring."""
     task, values = parse_argument(argument, presets=NAMES, fields=FIELDS)
     config = defaults()
-    config.data.task = task
+    if task == "study":
+        config.run = "study"
+        config.study = study()
+    else:
+        config.data.task = task
+        if task.startswith("books-"):  # for runs/pretrain-books, a hundredth of GPT-1: found on books-author (LOG.md)
+            config.schedule.peak = 1e-3
     config.init_from = values.get("init_from", config.init_from)
     config.seeds = values.get("seeds", config.seeds)
     config.data.folder = values.get("folder")
     config.train.batch_size = values.get("batch", config.train.batch_size)
     config.train.epochs = values.get("epochs", config.train.epochs)
     return config.lock()
+
+
+def study() -> ConfigDict:
+    """The runs of a study: every task by every variant by every seed."""
+    return ConfigDict(
+        dict(
+            tasks=("sst2", "cola", "mrpc", "rte", "stsb", "snli"),  # `{task}` in data.train etc. stands for the name
+            # Also lstm (pretrained in study.lstm), layers-K (transferred), freeze-K, adapters-K (their rank).
+            variants=("full", "without-auxiliary", "without-pretraining"),
+            lstm=placeholder(str),
+            keep_checkpoints=False,  # once a run's scores are written
+        )
+    )
 
 
 def defaults() -> ConfigDict:
@@ -78,6 +102,9 @@ def defaults() -> ConfigDict:
             transfer=dict(
                 layers=placeholder(int),  # by default everything; -1: no pretraining; 0: embeddings; k: k layers too
                 freeze=0,  # the embeddings and so many first layers do not learn
+                # Low-rank adapters (LoRA): the decoder does not learn but through them; 0: none, 8 is usual, with a
+                # schedule.peak of 2e-4 or more. alpha / rank scales them; targets: query, key, value, output, up, down.
+                adapters=dict(rank=0, alpha=16.0, targets=("query", "value")),
             ),
             optimizer=dict(
                 name="openai_adam",

@@ -1,9 +1,9 @@
 """Four tasks made of the books, one for each input transformation, so that fine-tuning needs no download.
 
 books-author   classification    which of five authors wrote a passage
-books-next     entailment        does the second passage follow the first, or does it stand elsewhere in the same book
+books-next     entailment        does the second passage follow the first, or does it stand in another book
 books-same     similarity        do two passages come from the same book
-books-choice   multiple choice   which of four passages of a book follows
+books-choice   multiple choice   which of four passages, each of another book, follows
 
 Training rows come from the part of each book that pretraining reads, validation and test rows from the first and the
 second half of the rest. A passage is a run of whole sentences. Nothing is random: what is chosen, and in what order,
@@ -51,7 +51,8 @@ def book_rows(address: str) -> Iterator[Row]:
     if split not in SPLITS:
         raise UserError(f"{address}: expected {task}# with one of {', '.join(SPLITS)} behind.")
     rows = sorted(BOOK_TASKS[task](split), key=lambda fields: _hash(task, fields["id"]))
-    for number, fields in enumerate(rows[: ROWS[split]], 1):
+    most = ROWS[split] // 2 if task == "books-choice" else ROWS[split]  # a question costs four sequences
+    for number, fields in enumerate(rows[:most], 1):
         yield Row(fields, f"{address}, row {number}")
 
 
@@ -70,15 +71,16 @@ def _author_rows(split: str) -> list[dict[str, Any]]:
 
 
 def _next_rows(split: str) -> list[dict[str, Any]]:
-    """Of each book's pairs, one half as they are, the other with the second passages passed on by one."""
-    rows = []
+    """Of each book's pairs, one half as they are, the other with the second passage of a pair from another book."""
+    rows, apart = [], []
     for pairs in _pairs_of_books(split, (24, 24)):
-        if len(pairs) < 4:
-            continue
         half = len(pairs) // 2
-        elsewhere = pairs[half:]
         rows += [(first, second, "follows") for first, second in pairs[:half]]
-        rows += [(first, elsewhere[k - 1][1], "elsewhere") for k, (first, _) in enumerate(elsewhere)]
+        apart += pairs[half : 2 * half]
+    seconds = _shuffled([second for _, second in apart])
+    for k, (first, _) in enumerate(apart):
+        others = (seconds[(k + step) % len(seconds)] for step in range(len(seconds)))
+        rows.append((first, next(other for other in others if other.book != first.book), "elsewhere"))
     return [_pair_row(*row) for row in rows]
 
 
@@ -102,20 +104,26 @@ def _pair_row(first: Passage, second: Passage, label: str) -> dict[str, Any]:
 
 
 def _choice_rows(split: str) -> list[dict[str, Any]]:
+    """Every pair, its second passage among those of pairs from three other books."""
+    pairs = [pair for own in _pairs_of_books(split, (24, 16)) for pair in own]
+    seconds = _shuffled([second for _, second in pairs])
     rows = []
-    for pairs in _pairs_of_books(split, (24, 16)):
-        if len(pairs) < 4:
-            continue
-        for k, (context, answer) in enumerate(pairs):
-            offered = _shuffled([answer, *(pairs[(k + step) % len(pairs)][1] for step in (1, 2, 3))], _id(context))
-            rows.append(
-                {
-                    "id": _id(context),
-                    "context": context.text,
-                    "answers": [passage.text for passage in offered],
-                    "label": offered.index(answer),
-                }
-            )
+    for k, (context, answer) in enumerate(pairs):
+        offered = {context.book: answer}
+        for step in range(len(seconds)):
+            other = seconds[(k + step) % len(seconds)]
+            offered.setdefault(other.book, other)
+            if len(offered) == 4:
+                break
+        answers = _shuffled(list(offered.values()), _id(context))
+        rows.append(
+            {
+                "id": _id(context),
+                "context": context.text,
+                "answers": [passage.text for passage in answers],
+                "label": answers.index(answer),
+            }
+        )
     return rows
 
 

@@ -6,7 +6,6 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,96 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt_jax import configuration
-from gpt_jax.data.example_batches import ExampleSet, TrainingPlan, evaluation_batches, training_batches
-from gpt_jax.data.tables import open_table, split_held_out
+from gpt_jax.data.example_batches import TrainingPlan, training_batches
 from gpt_jax.errors import UserError
-from gpt_jax.inference.prediction import compile_predictor
 from gpt_jax.models import decoder
+from gpt_jax.models.adapters import adapter_specs, merge_adapters
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
-from gpt_jax.models.heads import Combination, head_specs
+from gpt_jax.models.heads import head_specs
 from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import sharding
+from gpt_jax.parallel.rules import path_string, sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
+from gpt_jax.runs.problem import Answer, Predict, Problem, best_step, make_predict, measure, objective, open_problem
 from gpt_jax.runs.recipe import check_batch, check_config, has_begun, schedule_and_optimizer
 from gpt_jax.runs.workdir import environment, open_workdir
-from gpt_jax.tasks.examples import Example
-from gpt_jax.tasks.metrics import compute_metrics
-from gpt_jax.tasks.reading import check_different_targets, read_examples, with_labels_of
-from gpt_jax.tasks.registry import find_task
 from gpt_jax.tasks.report import write_task_report
-from gpt_jax.tasks.scores import expected_score, soft_score_targets
-from gpt_jax.tasks.task import Task
-from gpt_jax.tasks.transforms import encode
 from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
 from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
 from gpt_jax.training.loop import Intervals, Loop
-from gpt_jax.training.losses import Target, fine_tuning_loss
+from gpt_jax.training.losses import fine_tuning_loss
 from gpt_jax.training.metrics_log import MetricsLog
 from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
-from gpt_jax.training.step import compile_train_step
-
-COMBINATIONS: dict[str, Combination] = {
-    "classification": "single", "entailment": "single", "similarity": "sum", "multiple_choice": "choice",
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The examples of one split, and as the model reads them."""
-
-    examples: list[Example]
-    encoded: ExampleSet
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A task, its examples, and how the model's outputs answer it."""
-
-    task: Task
-    tokenizer: Tokenizer
-    splits: dict[str, Split]
-    facts: dict[str, Any]
-    target: Target
-
-    @property
-    def combination(self) -> Combination:
-        """How the sequences of an example become one prediction."""
-        return COMBINATIONS[self.task.kind]
-
-    @property
-    def outputs(self) -> int:
-        """O: width of the head."""
-        if self.target == "score_distribution":
-            low, high = self.task.score_range
-            return int(high - low) + 1
-        return len(self.task.labels) if self.target == "classes" and self.combination != "choice" else 1
-
-    def answers(self, outputs: np.ndarray) -> np.ndarray:
-        """Label numbers [n], or scores [n], of a predictor's outputs [n, O]."""
-        if self.target == "classes":
-            return outputs.argmax(axis=1)
-        low, high = self.task.score_range
-        if self.target == "score":
-            return low + (high - low) * outputs[:, 0]
-        return expected_score(outputs, int(low))
-
-    def loss(self, outputs: np.ndarray, targets: np.ndarray) -> float:
-        """L2, the mean over examples: nats of the right answers, or squared error."""
-        if self.target == "score":
-            return float(np.mean((outputs[:, 0] - targets) ** 2))
-        nats = -np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
-        if self.target == "classes":
-            return float(np.mean(nats[np.arange(len(nats)), targets]))
-        return float(np.mean(np.sum(targets * nats, axis=1)))
+from gpt_jax.training.step import StepFunction, compile_train_step
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
@@ -160,8 +98,9 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
             f"{config.data.task}: {', '.join(f'{len(s.examples):,} {name}' for name, s in problem.splits.items())} "
             f"examples; {decoder.parameter_count(model):,} parameters; writing to {workdir}"
         )
-        best = train(config, model, mesh, pretrained, problem, workdir)
-        return finish(config, model, mesh, problem, best, workdir, began)
+        predict = make_predict(problem.answer, model, mesh, config.train.batch_size)
+        best = train(config, model, mesh, pretrained, problem, predict, workdir)
+        return finish(config, model, problem, merged(best, config.transfer.adapters.alpha), predict, workdir, began)
 
 
 def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, Tokenizer]:
@@ -194,6 +133,16 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, 
         )
     if not 0 <= config.transfer.freeze <= model.num_layers:
         raise UserError(f"transfer.freeze={config.transfer.freeze}: expected 0 to {model.num_layers} layers.")
+    adapters = config.transfer.adapters
+    if adapters.rank < 0 or adapters.alpha <= 0:
+        raise UserError(
+            f"transfer.adapters: rank={adapters.rank}, alpha={adapters.alpha}: expected a rank of at least 0 (0: none) "
+            "and a positive alpha."
+        )
+    if adapters.rank and config.transfer.freeze:
+        raise UserError("transfer: with adapters the whole decoder is frozen already; leave freeze at 0.")
+    if adapters.rank:
+        adapter_specs(model, adapters.rank, tuple(adapters.targets))  # names what is wrong with them
     if config.objective.score not in ("score", "score_distribution"):
         raise UserError(f"objective.score={config.objective.score!r}: expected score or score_distribution.")
     if config.objective.language_model_weight < 0 or not 0 <= config.objective.classifier_dropout < 1:
@@ -201,93 +150,6 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, 
     if config.train.epochs <= 0:
         raise UserError(f"train.epochs={config.train.epochs}: expected a positive number.")
     return config.lock(), pretrained, tokenizer
-
-
-def open_problem(config: ConfigDict, tokenizer: Tokenizer) -> Problem:
-    """Reads the tables, and turns their rows into token sequences.
-
-    Raises:
-      UserError: for what is wrong with the task, the tables or the tokenizer.
-    """
-    data = config.data
-    task = find_task(
-        data.task,
-        columns={role: name for role, name in data.columns.items() if name is not None},
-        labels=data.labels,
-        score_range=tuple(data.score_range) or None,
-        metrics=data.metrics,
-    )
-    own = {split: data[split] for split in ("train", "valid", "test") if data[split]}
-    addresses = own or task.tables(data.folder)
-    if "train" not in addresses:
-        raise UserError("data.train is missing: the address of the table of training examples.")
-    tables = {
-        split: open_table(
-            address,
-            encoding=data.encoding,
-            header=None if own else task.headers.get(split),
-            skip_bad_rows=data.skip_bad_rows or task.skip_bad_rows,
-        )
-        for split, address in addresses.items()
-    }
-    task = with_labels_of(task, tables["train"])
-    examples = {}
-    for split, table in tables.items():
-        # GLUE keeps the labels of its test sets to itself
-        labelled = not (split.startswith("test") and task.submissions and not own)
-        if labelled:
-            reading = read_examples(
-                table, task, skip_bad_rows=data.skip_bad_rows or task.skip_bad_rows, max_answers=data.max_answers
-            )
-            examples[split] = reading.examples
-            dropped = {"unlabelled": reading.unlabelled, "bad": reading.bad + table.skipped}
-            for what, count in dropped.items():
-                if count:
-                    announce(f"{split}: {count} {what} rows are left out")
-    if "valid" not in examples:
-        examples["train"], examples["valid"] = split_held_out(
-            examples["train"], lambda example: example.inputs.shared, data.validation_fraction
-        )
-    examples["train"] = sample(examples["train"], data.max_train)
-    examples["valid"] = sample(examples["valid"], data.max_valid)
-    check_different_targets(examples["train"], task)
-    target = "classes" if not task.score_range else config.objective.score
-    splits, truncated = {}, {}
-    for split, own_examples in examples.items():
-        encoded = encode(own_examples, tokenizer, config.model.context_length)
-        truncated[split] = encoded.truncated_parts
-        if encoded.truncated_parts:
-            announce(f"{split}: {encoded.truncated_parts:,} of {encoded.parts:,} texts are cut to fit the context")
-        targets = targets_of(own_examples, task, target)
-        splits[split] = Split(
-            own_examples,
-            ExampleSet(encoded.sequences, targets, tokenizer.specials.pad, config.model.context_length),
-        )
-    facts = {
-        "task": task.name, "labels": list(task.labels), "tokenizer": tokenizer.fingerprint, "truncated": truncated,
-        "tables": {split: table.fingerprint for split, table in tables.items()},
-        "examples": {split: len(own_examples) for split, own_examples in examples.items()},
-    }  # fmt: skip
-    return Problem(task, tokenizer, splits, facts, target)
-
-
-def sample(examples: list[Example], most: int) -> list[Example]:
-    """At most `most` of the examples, the same whatever the seed of the run; 0: all."""
-    if not most or len(examples) <= most:
-        return examples
-    chosen = np.random.RandomState(0).permutation(len(examples))[:most]
-    return [examples[index] for index in sorted(chosen)]
-
-
-def targets_of(examples: list[Example], task: Task, target: Target) -> np.ndarray:
-    """What the head learns: label numbers [n], scores from 0 to 1 [n], or distributions over whole scores [n, O]."""
-    values = np.array([example.target for example in examples])
-    if target == "classes":
-        return values.astype(np.int32)
-    low, high = task.score_range
-    if target == "score":
-        return ((values - low) / (high - low)).astype(np.float32)
-    return soft_score_targets(values, int(low), int(high))
 
 
 def record(config: ConfigDict, problem: Problem, workdir: Path) -> None:
@@ -299,11 +161,77 @@ def record(config: ConfigDict, problem: Problem, workdir: Path) -> None:
     configuration.write_json(workdir / "config.json", configuration.as_json(config))
 
 
-def fresh_parameters(model: ModelConfig, outputs: int, key: jax.Array) -> dict:
-    """A decoder as pretraining would begin with, and a head."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled: the same for runs that differ in seed, examples and first weights only."""
+
+    abstract: TrainState
+    optimizer: optax.GradientTransformation
+    step: StepFunction
+
+
+@functools.lru_cache(maxsize=4)
+def make_program(
+    recipe: FrozenConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, answer: Answer, steps: int
+) -> Program:
+    """The training step of a run of `steps` steps, and the state that it works on.
+
+    Args:
+      recipe: those parts of the config that the step depends on.
+    """
+    adapters, learning = recipe.transfer.adapters, recipe.objective
+    settings = ConfigDict(recipe)
+    settings.schedule.warmup_steps = recipe.schedule.warmup_fraction * steps
+    schedule, optimizer = schedule_and_optimizer(settings, steps)
+    rank, targets = adapters.rank, adapters.targets
+    draw = functools.partial(fresh_parameters, model, answer.outputs, rank, targets)
+    with jax.set_mesh(mesh):
+        params = jax.eval_shape(draw, jax.random.key(0))
+    frozen = frozen_mask(params, recipe.transfer.freeze)
+    if frozen is not None:  # what never learns has no moments either
+        optimizer = optax.masked(optimizer, jax.tree.map(lambda mask: np.ndim(mask) > 0 or mask > 0, frozen))
+    abstract = abstract_state(state_builder(draw, optimizer, seed=0), mesh)
+
+    def loss(params: dict, batch: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return fine_tuning_loss(
+            merged(params, adapters.alpha), model, batch, key,
+            combination=answer.combination, target=answer.target,
+            language_model_weight=learning.language_model_weight, classifier_dropout=learning.classifier_dropout,
+        )  # fmt: skip
+
+    step = compile_train_step(
+        abstract, mesh, loss_fn=loss, optimizer=optimizer, schedule=schedule,
+        accumulation=recipe.train.accumulation, frozen=frozen,
+    )  # fmt: skip
+    return Program(abstract, optimizer, step)
+
+
+def recipe_of(config: ConfigDict) -> FrozenConfigDict:
+    """What the training step depends on, of all of `config`."""
+    recipe = {part: config[part].to_dict() for part in ("objective", "transfer", "optimizer", "schedule")}
+    del recipe["transfer"]["layers"]  # says what the first state is, no more
+    return FrozenConfigDict(recipe | {"train": {"accumulation": config.train.accumulation}})
+
+
+def fresh_parameters(model: ModelConfig, outputs: int, rank: int, targets: tuple[str, ...], key: jax.Array) -> dict:
+    """A decoder as pretraining would begin with, a head, and with a `rank` adapters for the kernels `targets`."""
     model_key, head_key = jax.random.split(key)
-    head = decoder.init_parameters(head_specs(model, outputs), head_key, jnp.dtype(model.param_dtype))
-    return {"model": decoder.init(model, model_key), "head": head}
+    dtype = jnp.dtype(model.param_dtype)
+    params = {
+        "model": decoder.init(model, model_key),
+        "head": decoder.init_parameters(head_specs(model, outputs), head_key, dtype),
+    }
+    if rank:
+        params["adapters"] = decoder.init_parameters(adapter_specs(model, rank, targets), head_key, dtype)
+    return params
+
+
+def merged(params: dict, alpha: float) -> dict:
+    """`model` and `head` as they compute: the adapters, where there are any, added to their kernels."""
+    if "adapters" not in params:
+        return params
+    model = merge_adapters(params["model"], params["adapters"], alpha)
+    return {"model": model, "head": params["head"]}
 
 
 def transferred(given: dict, fresh: dict, layers: int | None) -> dict:
@@ -325,26 +253,27 @@ def first_state(
     mesh: jax.sharding.Mesh,
     pretrained: Pretrained,
     problem: Problem,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
+    program: Program,
 ) -> TrainState:
     """The state of step 0: the pretrained decoder, as far as it is transferred, under a fresh head."""
-    layers, seed = config.transfer.layers, config.seed
+    layers, seed, adapters = config.transfer.layers, config.seed, config.transfer.adapters
 
     def begin(given: dict | None = None) -> TrainState:
-        params = fresh_parameters(model, problem.outputs, jax.random.key(seed))
+        params = fresh_parameters(
+            model, problem.answer.outputs, adapters.rank, tuple(adapters.targets), jax.random.key(seed)
+        )
         if given is not None:
             params["model"] = transferred(given, params["model"], layers)
-        return initial_state(params, optimizer)
+        return initial_state(params, program.optimizer)
 
     if layers == -1:
-        return create_state(begin, abstract, mesh)
+        return create_state(begin, program.abstract, mesh)
     specials = problem.tokenizer.specials
     symbols = (specials.start, specials.delimiter, specials.extract)
     narrow = dataclasses.replace(model, vocab_size=pretrained.config.vocab_size)
     given = pretrained.parameters(mesh, narrow)
     given = with_symbols(given, narrow, problem.tokenizer.vocab_size, symbols, seed, mesh)
-    return create_state(begin, abstract, mesh, given)
+    return create_state(begin, program.abstract, mesh, given)
 
 
 def train(
@@ -353,6 +282,7 @@ def train(
     mesh: jax.sharding.Mesh,
     pretrained: Pretrained,
     problem: Problem,
+    predict: Predict,
     workdir: Path,
 ) -> dict:
     """From the examples to the parameters of the epoch with the best validation score."""
@@ -364,25 +294,14 @@ def train(
         f"{plan.steps_per_epoch:,} steps of {c.train.batch_size} examples an epoch, {steps:,} in all; "
         f"{padding.share:.0%} of positions are padding (padded to the context: {1 / padding.of_context:.1f} times more)"
     )
-    settings = config.copy_and_resolve_references().unlock()
-    settings.schedule.warmup_steps = c.schedule.warmup_fraction * steps
-    schedule, optimizer = schedule_and_optimizer(settings, steps)
-
-    build = state_builder(functools.partial(fresh_parameters, model, problem.outputs), optimizer, c.seed)
-    abstract = abstract_state(build, mesh)
+    program = make_program(recipe_of(config), model, mesh, problem.answer, steps)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
-    state = checkpoints.restore(abstract)
+    state = checkpoints.restore(program.abstract)
     if state is None:
-        state = first_state(config, model, mesh, pretrained, problem, optimizer, abstract)
+        state = first_state(config, model, mesh, pretrained, problem, program)
     else:
         announce(f"going on from the checkpoint of step {int(state.step)}")
-    loss = fine_tuning_loss_of(config, model, problem)
-    frozen = frozen_mask(abstract.params, c.transfer.freeze)
-    step = compile_train_step(
-        abstract, mesh, loss_fn=loss, optimizer=optimizer, schedule=schedule, seed=c.seed,
-        accumulation=c.train.accumulation, frozen=frozen,
-    )  # fmt: skip
-    rows = sharding((c.train.batch_size,), ("batch",), mesh)
+    rows, valid = sharding((c.train.batch_size,), ("batch",), mesh), problem.splits["valid"]
     tokens = sum(len(sequence) for own in plan.examples.sequences for sequence in own)
     tokens_per_step = max(round(tokens / len(plan.examples) * c.train.batch_size), 1)
     log = MetricsLog(
@@ -393,7 +312,7 @@ def train(
         for closed_at_the_end in (checkpoints, log, progress):
             stack.callback(closed_at_the_end.close)
         loop = Loop(
-            train_step=step,
+            train_step=functools.partial(program.step, seed=c.seed),
             batches=training_batches(
                 plan, first_step=int(state.step), steps=steps, sharding=rows, prefetch=c.data.prefetch
             ),
@@ -407,7 +326,9 @@ def train(
             tokens_per_step=tokens_per_step,
             flops_per_token=training_flops_per_token(model, max(round(tokens_per_step / c.train.batch_size), 1)),
             peak_flops=peak_flops(),
-            evaluate=make_evaluate(config, model, mesh, problem),
+            evaluate=lambda state: measure(
+                problem, "valid", predict(merged(state.params, c.transfer.adapters.alpha), valid.encoded)
+            ),
             sample=lambda state: [],
             describe_batch=lambda step: (
                 f"examples {[problem.splits['train'].examples[i].place for i in plan.indices(step)]}"
@@ -415,40 +336,23 @@ def train(
             checkpoints=checkpoints,
             log=log,
             progress=progress,
-            objective=lambda row: objective(row, problem.task),
+            objective=lambda row: objective(row, problem.task.metrics[0]),
         )
         loop.fit(state)
-    best = min(log.rows("valid"), key=lambda row: (objective(row, problem.task), row["step"]))
-    return restore_parameters(workdir / "checkpoints", abstract.params, step=best["step"])
+    return restore_parameters(workdir / "checkpoints", program.abstract.params, step=best_step(workdir))
 
 
-def objective(row: dict[str, float], task: Task) -> float:
-    """What the best epoch has least of: minus the score; of two equal ones the earlier is better."""
-    return 1e-9 * row["step"] - row[task.metrics[0]]
+def frozen_mask(params: dict, layers: int) -> Any:
+    """1 for what learns, 0 for what stays as it is; None: everything learns.
 
-
-def fine_tuning_loss_of(config: ConfigDict, model: ModelConfig, problem: Problem) -> Callable:
-    """(params, batch, key) -> summed L3 and number of examples."""
-
-    def loss(params: dict, batch: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        return fine_tuning_loss(
-            params, model, batch, key,
-            combination=problem.combination, target=problem.target,
-            language_model_weight=config.objective.language_model_weight,
-            classifier_dropout=config.objective.classifier_dropout,
-        )  # fmt: skip
-
-    return loss
-
-
-def frozen_mask(params: Any, layers: int) -> Any:
-    """1 for what learns, 0 for what stays as it is: the embeddings and the first `layers` layers; None: all learns."""
-    if not layers:
+    With adapters the whole decoder stays; else the embeddings and the first `layers` layers do.
+    """
+    if not layers and "adapters" not in params:
         return None
 
     def mask(path: tuple, leaf: Any) -> jax.Array | float:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith("model/embedding"):
+        name = path_string(path)
+        if name.startswith("model/embedding") or (name.startswith("model/") and "adapters" in params):
             return 0.0
         if name.startswith("model/layers/"):
             return (jnp.arange(leaf.shape[0]) >= layers).astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
@@ -457,48 +361,16 @@ def frozen_mask(params: Any, layers: int) -> Any:
     return jax.tree_util.tree_map_with_path(mask, params)
 
 
-def make_evaluate(
-    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, problem: Problem
-) -> Callable[[Any], dict[str, float]]:
-    """A function state -> `loss` (L2) and the task's metrics on the validation examples."""
-    predict = make_predict(config, model, mesh, problem)
-    return lambda state: measure(problem, "valid", predict(state.params, problem.splits["valid"].encoded))
-
-
-def make_predict(
-    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, problem: Problem
-) -> Callable[[Any, ExampleSet], np.ndarray]:
-    """A function (parameters, examples) -> outputs [n, O]: probabilities, or scores from 0 to 1."""
-    predictor = compile_predictor(model, mesh, problem.combination, probabilities=problem.target != "score")
-    rows = sharding((config.train.batch_size,), ("batch",), mesh)
-
-    def predict(params: Any, examples: ExampleSet) -> np.ndarray:
-        batches = evaluation_batches(examples, batch_size=config.train.batch_size, sharding=rows)
-        return predictor(params, batches, len(examples))
-
-    return predict
-
-
-def measure(problem: Problem, split: str, outputs: np.ndarray) -> dict[str, float]:
-    """`loss` and the task's metrics of a split."""
-    truth = np.array([example.target for example in problem.splits[split].examples])
-    scores = compute_metrics(
-        problem.task.metrics, problem.answers(outputs), truth, num_labels=len(problem.task.labels) or None
-    )
-    return {"loss": problem.loss(outputs, problem.splits[split].encoded.targets)} | scores
-
-
 def finish(
     config: ConfigDict,
     model: ModelConfig,
-    mesh: jax.sharding.Mesh,
     problem: Problem,
     params: dict,
+    predict: Predict,
     workdir: Path,
     began: float,
 ) -> dict[str, dict[str, float]]:
     """Scores every labelled split with the best epoch's parameters; writes scores.json and the report."""
-    predict = make_predict(config, model, mesh, problem)
     held_out = {split: own for split, own in problem.splits.items() if split != "train"}
     outputs = {split: predict(params, own.encoded) for split, own in held_out.items()}
     scores = {split: measure(problem, split, outputs[split]) for split in held_out}
@@ -510,7 +382,7 @@ def finish(
             scores=scores,
             examples={split: own.examples for split, own in held_out.items()},
             outputs=outputs,
-            answers={split: problem.answers(outputs[split]) for split in held_out},
+            answers={split: problem.answer.of(outputs[split]) for split in held_out},
             summary=[
                 ("parameters", f"{decoder.parameter_count(model):,}"),
                 ("training examples", f"{len(problem.splits['train'].examples):,}"),

@@ -311,7 +311,6 @@ def train(
         loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
         optimizer=optimizer,
         schedule=schedule,
-        seed=c.seed,
         accumulation=c.train.accumulation,
     )
     rows = sharding((batch, length), ("batch", "time"), mesh)
@@ -324,7 +323,7 @@ def train(
         for closed_at_the_end in (checkpoints, log, progress):
             stack.callback(closed_at_the_end.close)
         loop = Loop(
-            train_step=step,
+            train_step=functools.partial(step, seed=c.seed),
             batches=batches,
             steps=steps,
             intervals=Intervals(

@@ -1,10 +1,12 @@
 """One step of training: (state, batch) -> (state, metrics)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -14,17 +16,17 @@ from gpt_jax.training.state import TrainState
 Batch = dict[str, jax.Array]
 # (params, batch, dropout key) -> (sum of the losses, sum of their weights); the loss of a step is their quotient.
 LossFunction = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+StepFunction = Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, batch[, seed])
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
+    seed: jax.Array | int,
     *,
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    seed: int,
     accumulation: int,
     frozen: Any = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -33,6 +35,7 @@ def train_step(
     With `accumulation` = A > 1 the batch is worked off in A parts whose gradients add up to the whole batch's.
 
     Args:
+      seed: of dropout, from 0 to 2**32 - 1; together with the step it makes the key.
       frozen: None, or a tree like the parameters with 1 where they learn and 0 where they stay (arrays that broadcast).
 
     Returns:
@@ -78,17 +81,19 @@ def train_step(
 
 
 def compile_train_step(abstract: TrainState, mesh: jax.sharding.Mesh, **settings) -> StepFunction:
-    """`train_step` with `settings`, jitted: sharded like `abstract`, the old state's memory given to the new one."""
+    """`train_step` with `settings`, jitted: sharded like `abstract`, the old state's memory given to the new one.
+
+    Returns:
+      (state, batch, seed) -> (state, metrics). The seed is an argument, so that one compiled step serves every seed.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(
-        lambda state, batch: train_step(state, batch, **settings),
-        donate_argnums=0,
-        out_shardings=(shardings, replicated),
-    )
+        functools.partial(train_step, **settings), donate_argnums=0, out_shardings=(shardings, replicated)
+    )  # fmt: skip
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch, seed: int) -> tuple[TrainState, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):
-            return jitted(state, batch)
+            return jitted(state, batch, np.uint32(seed))
 
     return step

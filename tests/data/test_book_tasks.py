@@ -23,7 +23,7 @@ def texts_of(row):
 
 @pytest.mark.parametrize("task", BOOK_TASKS)
 def test_there_are_thousands_of_rows_to_train_on_and_hundreds_to_evaluate(tables, task):
-    assert len(tables[task, "train"]) == 4000
+    assert len(tables[task, "train"]) == (2000 if task == "books-choice" else 4000)
     assert all(len(tables[task, split]) >= 200 for split in ("valid", "test"))
     for split in SPLITS:
         assert len({row.fields["id"] for row in tables[task, split]}) == len(tables[task, split])
@@ -46,9 +46,9 @@ def test_the_rows_are_the_same_on_every_machine():
         fingerprints[task] = table.fingerprint[:8]
     assert fingerprints == {
         "books-author": "7fc3425c",
-        "books-next": "8e08f90e",
+        "books-next": "53b49ec2",
         "books-same": "42759299",
-        "books-choice": "27a75464",
+        "books-choice": "98b9b815",
     }
 
 
@@ -100,7 +100,7 @@ def test_the_label_says_whether_the_second_passage_follows(tables):
         else:
             end = position(document, row.fields["first"])[1]
             assert document.startswith(row.fields["second"], end + 1) == (row.fields["label"] == "follows")
-            assert row.fields["second"] in document
+            assert (row.fields["second"] in document) == (row.fields["label"] == "follows")
 
 
 def test_the_label_says_whether_two_passages_are_of_one_book(tables):

@@ -12,6 +12,7 @@ from small_models import write_model
 
 import gpt_jax
 from gpt_jax.main import main
+from gpt_jax.parallel.rules import path_string
 from gpt_jax.runs import finetune
 
 
@@ -238,3 +239,36 @@ def test_other_data_on_the_same_workdir_are_refused(done, pretrained, tables, tm
     other = tables | {"train": write_rows(tmp_path / "train.jsonl", rows(128, seed=9))}
     assert fine_tune(done, pretrained, other, "--config.train.epochs=6") == 2
     assert "another" in capsys.readouterr().err
+
+
+def test_adapters_learn_and_the_decoder_stays(pretrained, tables, tmp_path, monkeypatch):
+    programs, make_program = [], finetune.make_program
+    monkeypatch.setattr(finetune, "make_program", lambda *args: programs.append(make_program(*args)) or programs[-1])
+    flags = (
+        "--config.transfer.adapters.rank=4",
+        "--config.train.epochs=6",
+        "--config.objective.language_model_weight=0",
+    )
+    assert fine_tune(tmp_path / "run", pretrained, tables, *flags) == 0
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["test"]["accuracy"] > 0.7
+    after, before = gpt_jax.load(tmp_path / "run").params["layers"], gpt_jax.load(pretrained).params["layers"]
+    for room in ("mlp", "mlp_norm"):
+        jax.tree.map(np.testing.assert_array_equal, after[room], before[room])
+    assert not np.array_equal(after["attention"]["query"]["kernel"], before["attention"]["query"]["kernel"])
+    moments = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(programs[0].abstract.opt_state)]
+    assert any("adapters" in path for path in moments) and not any("model" in path for path in moments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["rank=-1"], ["rank=-1"]),
+        (["rank=4", "alpha=0.0"], ["alpha=0.0"]),
+        (["rank=4", "targets=('query', 'gate')"], ["'gate'", "down, key, output, query, up, value"]),
+    ],
+)
+def test_adapters_that_cannot_be_are_one_message(flags, words, pretrained, tables, tmp_path, capsys):
+    flags = [f"--config.transfer.adapters.{flag}" for flag in flags]
+    assert fine_tune(tmp_path / "run", pretrained, tables, *flags) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error

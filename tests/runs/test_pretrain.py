@@ -73,8 +73,8 @@ def test_every_family_builds_and_traces(preset):
     with jax.set_mesh(mesh):
         state, metrics = jax.eval_shape(
             lambda state, batch: train_step(
-                state, batch, loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
-                optimizer=optimizer, schedule=lambda count: 1e-3, seed=0, accumulation=config.train.accumulation,
+                state, batch, 0, loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
+                optimizer=optimizer, schedule=lambda count: 1e-3, accumulation=config.train.accumulation,
             ),
             abstract, batch,
         )  # fmt: skip

@@ -32,7 +32,7 @@ def losses(mesh, *, steps=6, accumulation=1, seed=0, config=CONFIG, same_batch=F
     state = create_state(build, abstract, mesh)
     step = compile_train_step(
         abstract, mesh, loss_fn=lambda params, batch, key: language_model_loss(params, config, batch, key),
-        optimizer=optimizer, schedule=schedule, seed=seed, accumulation=accumulation,
+        optimizer=optimizer, schedule=schedule, accumulation=accumulation,
     )  # fmt: skip
     rows, history = sharding((BATCH, 16), ("batch", "time"), mesh), []
     for index in range(steps):
@@ -43,7 +43,7 @@ def losses(mesh, *, steps=6, accumulation=1, seed=0, config=CONFIG, same_batch=F
             "targets": ids[:, 1:],
             "loss_mask": (rng.random((BATCH, 16)) > 0.2).astype("f4"),
         }
-        state, metrics = step(state, jax.device_put(batch, rows))
+        state, metrics = step(state, jax.device_put(batch, rows), seed)
         history.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
     return np.array(history), state
 
