@@ -152,7 +152,7 @@ def laptop(config: ConfigDict) -> None:
     config.train.update(batch_size=16, steps=5000, eval_every=1000)
     config.schedule.update(peak=3e-3, warmup_steps=200)
     config.optimizer.update(beta2=0.98, weight_decay=0.1)
-    config.checkpoint.every = 250
+    config.checkpoint.update(every=250, keep=20)  # all, for curves over pretraining: configs/evaluate.py
     config.report.sample_every = 2500
 
 

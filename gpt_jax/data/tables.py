@@ -8,6 +8,7 @@ books-author#SPLIT                   tasks made of the books, SPLIT train, valid
 """
 
 import csv
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,7 @@ class Table:
     def __iter__(self) -> Iterator[Row]:
         content = hashlib.sha256()
         count = skipped = 0
-        for row in self._rows():
+        for number, row in enumerate(self._rows()):
             if isinstance(row, UserError):
                 if not self._skip_bad_rows:
                     raise row
@@ -53,7 +54,7 @@ class Table:
                 continue
             content.update(json.dumps(row.fields).encode() + b"\n")
             count += 1
-            yield row
+            yield dataclasses.replace(row, number=number)
         if not count:
             broken = f" but {skipped} broken ones, which were skipped" if skipped else ""
             raise UserError(f"{self.address}: there are no rows in it{broken}. Expected at least one example.")

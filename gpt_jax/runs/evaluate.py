@@ -32,7 +32,7 @@ from gpt_jax.runs.workdir import environment, open_workdir
 from gpt_jax.tasks.examples import Example
 from gpt_jax.tasks.metrics import compute_metrics
 from gpt_jax.tasks.prompts import Heuristic, Prompts, above, best_threshold, encode_prompts, heuristic_of, likeliest
-from gpt_jax.tasks.reading import read_examples, with_labels_of
+from gpt_jax.tasks.reading import check_named_answers, read_examples, with_labels_of
 from gpt_jax.tasks.registry import TASKS, ZERO_SHOT_TASKS, find_task
 from gpt_jax.tasks.task import Task
 from gpt_jax.tasks.zero_shot_report import Line, write_zero_shot_report
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
       UserError: for everything that the caller can mend.
     """
     began = time.monotonic()
-    checkpoints, model, tokenizer = resolve(config)
+    checkpoints, model, tokenizer, origin = resolve(config)
     mesh = make_mesh(config.mesh)
     with open_workdir(workdir):
         current = configuration.as_json(config)
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
             lambda: configuration.check_same(workdir, "config.json", current, what="config", free=FREE_TO_CHANGE)
         )
         questions = open_questions(config, tokenizer, model.context_length)
-        do_on_main_process(lambda: record(current, questions, tokenizer, workdir))
+        do_on_main_process(lambda: record(current, questions, tokenizer, origin, workdir))
         announce(
             f"{', '.join(f'{len(q.examples):,} examples of {q.task.name} {q.split}' for q in questions)}; "
             f"{len(checkpoints)} checkpoints of {decoder.parameter_count(model):,} parameters; writing to {workdir}"
@@ -74,8 +74,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Weights at one moment of training.
+class Moment:
+    """Weights at one moment of training, maybe its end.
 
     Attributes:
       step, tokens: seen until then; None where weights do not say.
@@ -90,8 +90,8 @@ class Checkpoint:
         return "the weights" if self.step is None else f"step {self.step:,}"
 
 
-def resolve(config: ConfigDict) -> tuple[list[Checkpoint], ModelConfig, Tokenizer]:
-    """The checkpoints, the oldest first; the model that they are of; its tokenizer.
+def resolve(config: ConfigDict) -> tuple[list[Moment], ModelConfig, Tokenizer, dict[str, Any]]:
+    """The checkpoints, the oldest first; the model that they are of; its tokenizer; and how they came about.
 
     Raises:
       UserError: when there are none, or fields do not go with the weights.
@@ -110,11 +110,14 @@ def resolve(config: ConfigDict) -> tuple[list[Checkpoint], ModelConfig, Tokenize
         step = pretrained.chosen_step
         checkpoints = [checkpoint_of(pretrained, newest_step(pretrained.source) if step is None else step)]
     else:
-        checkpoints = [Checkpoint(None, None, lambda model, mesh: pretrained.parameters(mesh, model))]
-    return checkpoints, model, pretrained.tokenizer(config.tokenizer.path)
+        checkpoints = [Moment(None, None, lambda model, mesh: pretrained.parameters(mesh, model))]
+    # The same config and seed train the same weights; of other people's the model is all that is known.
+    origin = configuration.flatten(pretrained.recorded) or dataclasses.asdict(pretrained.config)
+    origin = {name: value for name, value in origin.items() if not name.startswith(configuration.FREE_TO_CHANGE)}
+    return checkpoints, model, pretrained.tokenizer(config.tokenizer.path), origin
 
 
-def kept_checkpoints(pretrained: Pretrained) -> list[Checkpoint]:
+def kept_checkpoints(pretrained: Pretrained) -> list[Moment]:
     """Those of a workdir, and before them the weights that pretraining drew, which are drawn again.
 
     UserError: no workdir, or no checkpoint in it.
@@ -136,16 +139,16 @@ def kept_checkpoints(pretrained: Pretrained) -> list[Checkpoint]:
             key = jax.random.key(recorded["seed"])
             return jax.jit(lambda key: decoder.init(model, key), out_shardings=shardings)(key)
 
-    return [Checkpoint(0, 0, draw), *checkpoints]
+    return [Moment(0, 0, draw), *checkpoints]
 
 
-def checkpoint_of(pretrained: Pretrained, step: int) -> Checkpoint:
+def checkpoint_of(pretrained: Pretrained, step: int) -> Moment:
     """The checkpoint of `step` in the workdir of `pretrained`."""
     own = dataclasses.replace(pretrained, step=step)
     recorded, tokens = pretrained.recorded, None
     if recorded.get("run") == "pretrain":
         tokens = step * recorded["train"]["batch_size"] * recorded["data"]["sequence_length"]
-    return Checkpoint(step, tokens, lambda model, mesh: own.parameters(mesh, model))
+    return Moment(step, tokens, lambda model, mesh: own.parameters(mesh, model))
 
 
 def newest_step(folder: Path) -> int:
@@ -268,6 +271,9 @@ def open_task(data: ConfigDict, tokenizer: Tokenizer, context_length: int) -> li
         tasks=TASKS | ZERO_SHOT_TASKS,
     )
     heuristic = heuristic_of(task)
+    own = (TASKS | ZERO_SHOT_TASKS)[task.name].labels if task.name in TASKS | ZERO_SHOT_TASKS else ()
+    if task.labels != own and set(task.labels) == set(own):
+        raise UserError(f"data.labels={task.labels}: the heuristic of {task.name} answers in the order {own}.")
     tables = find_tables(task, data)
     scored = [split for split in tables if split != "train"]
     task = with_labels_of(task, tables[scored[0]])
@@ -279,6 +285,7 @@ def open_task(data: ConfigDict, tokenizer: Tokenizer, context_length: int) -> li
             if count:
                 announce(f"{task.name}, {split}: {count} {what} rows are left out")
         examples = sample(reading.examples, most)
+        check_named_answers(examples, task)
         prompts = encode_prompts(examples, heuristic, tokenizer, context_length)
         if prompts.truncated:
             announce(
@@ -327,9 +334,11 @@ def find_tables(task: Task, data: ConfigDict) -> dict[str, Table]:
     }
 
 
-def record(config: dict[str, Any], questions: list[Question], tokenizer: Tokenizer, workdir: Path) -> None:
+def record(
+    config: dict[str, Any], questions: list[Question], tokenizer: Tokenizer, origin: dict[str, Any], workdir: Path
+) -> None:
     """Writes what the run is made of, now that nothing is left to refuse; UserError where its data are others."""
-    facts = {"tokenizer": tokenizer.fingerprint} | {
+    facts = {"tokenizer": tokenizer.fingerprint, "weights": origin} | {
         question.name: {
             "tables": question.tables,
             "labels": list(question.task.labels),
@@ -338,7 +347,7 @@ def record(config: dict[str, Any], questions: list[Question], tokenizer: Tokeniz
         }
         for question in questions
     }
-    configuration.check_same(workdir, "data.json", facts, what="data (they have changed since the run began)")
+    configuration.check_same(workdir, "data.json", facts, what="model or data (they have changed since the run began)")
     configuration.write_json(workdir / "data.json", facts)
     configuration.write_json(workdir / "environment.json", environment())
     configuration.write_json(workdir / "config.json", config)
@@ -349,7 +358,7 @@ def record(config: dict[str, Any], questions: list[Question], tokenizer: Tokeniz
 
 def evaluate(
     config: ConfigDict,
-    checkpoints: list[Checkpoint],
+    checkpoints: list[Moment],
     questions: list[Question],
     model: ModelConfig,
     mesh: jax.sharding.Mesh,
@@ -357,6 +366,7 @@ def evaluate(
 ) -> list[Row]:
     """Asks every checkpoint that evaluations.jsonl does not have yet; returns all its rows."""
     rows = read_rows(workdir / "evaluations.jsonl")
+    rows = [row for row in rows if row["step"] is not None]  # weights without a step may have become others
     done = {row["step"] for row in rows}
     missing = [checkpoint for checkpoint in checkpoints if checkpoint.step not in done]
     prompted = [one for question in questions for one in (question.asked, question.calibration) if one]
@@ -420,7 +430,7 @@ def answer(question: Question, ask: Callable[[Prompted], np.ndarray]) -> Answers
     return Answers(above(scores, threshold), scores, threshold)
 
 
-def row_of(checkpoint: Checkpoint, question: Question, answers: Answers) -> Row:
+def row_of(checkpoint: Moment, question: Question, answers: Answers) -> Row:
     """A row of evaluations.jsonl; `above_chance` is the first metric's share of the way from chance to perfect."""
     task = question.task
     metrics = compute_metrics(task.metrics, answers.labels, question.asked.targets, num_labels=len(task.labels))
@@ -453,7 +463,7 @@ def write_lines(path: Path, rows: list[Row]) -> None:
 
 def finish(
     config: ConfigDict,
-    checkpoints: list[Checkpoint],
+    checkpoints: list[Moment],
     questions: list[Question],
     rows: list[Row],
     workdir: Path,

@@ -23,6 +23,7 @@ from gpt_jax.models.adapters import adapter_specs, merge_adapters
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
 from gpt_jax.models.heads import head_specs
+from gpt_jax.models.parameters import init_parameters
 from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
@@ -31,7 +32,7 @@ from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_proce
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
 from gpt_jax.runs.problem import Answer, Predict, Problem, best_step, make_predict, measure, objective, open_problem
-from gpt_jax.runs.recipe import check_batch, check_config, has_begun, schedule_and_optimizer
+from gpt_jax.runs.recipe import check_batch, check_config, check_counts, has_begun, schedule_and_optimizer
 from gpt_jax.runs.workdir import environment, open_workdir
 from gpt_jax.tasks.report import write_task_report
 from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
@@ -57,28 +58,31 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
         raise UserError(f"seeds={config.seeds}: expected at least 1.")
     if config.seeds == 1:
         return run_seed(config, workdir)
+    if (workdir / "config.json").exists():
+        raise UserError(f"--workdir={workdir} holds a run of a single seed; several seeds need a folder of their own.")
     scores = []
     for seed in range(config.seed, config.seed + config.seeds):
         one = config.copy_and_resolve_references().unlock()
         one.update(seed=seed, seeds=1)
         scores.append(run_seed(one.lock(), workdir / f"seed-{seed}"))
     summary = {
-        split: {metric: summary_of([score[split][metric] for score in scores]) for metric in scores[0][split]}
+        split: {metric: summary_of(metric, [score[split][metric] for score in scores]) for metric in scores[0][split]}
         for split in scores[0]
     }
     do_on_main_process(lambda: configuration.write_json(workdir / "scores.json", summary))
     for split, metrics in summary.items():
-        for metric, values in metrics.items():
-            print(f"{split} {metric}: median {values['median']:.4f} ({values['worst']:.4f} to {values['best']:.4f})")
+        for metric, own in metrics.items():
+            announce(f"{split} {metric}: median {own['median']:.4f} ({own['worst']:.4f} to {own['best']:.4f})")
     return {
         split: {metric: values["median"] for metric, values in metrics.items()} for split, metrics in summary.items()
     }
 
 
-def summary_of(values: list[float]) -> dict[str, float]:
-    """Median, best, worst and standard deviation of one metric over seeds."""
+def summary_of(metric: str, values: list[float]) -> dict[str, float]:
+    """Median, best, worst and standard deviation of one metric over seeds; of the loss the lowest is best."""
+    worst, best = sorted((min(values), max(values)), reverse=metric == "loss")
     return {
-        "median": statistics.median(values), "best": max(values), "worst": min(values),
+        "median": statistics.median(values), "best": best, "worst": worst,
         "standard_deviation": statistics.pstdev(values), "seeds": len(values),
     }  # fmt: skip
 
@@ -89,7 +93,7 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
     config, pretrained, tokenizer = resolve(config, workdir)
     model = model_config(None, **config.model)
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
+    check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
         problem = open_problem(config, tokenizer)
@@ -98,7 +102,8 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
             f"{config.data.task}: {', '.join(f'{len(s.examples):,} {name}' for name, s in problem.splits.items())} "
             f"examples; {decoder.parameter_count(model):,} parameters; writing to {workdir}"
         )
-        predict = make_predict(problem.answer, model, mesh, config.train.batch_size)
+        # as many rows at once as in training, where the batch may be worked off in parts
+        predict = make_predict(problem.answer, model, mesh, config.train.batch_size // config.train.accumulation)
         best = train(config, model, mesh, pretrained, problem, predict, workdir)
         return finish(config, model, problem, merged(best, config.transfer.adapters.alpha), predict, workdir, began)
 
@@ -147,6 +152,7 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, 
         raise UserError(f"objective.score={config.objective.score!r}: expected score or score_distribution.")
     if config.objective.language_model_weight < 0 or not 0 <= config.objective.classifier_dropout < 1:
         raise UserError("objective: expected language_model_weight >= 0 and classifier_dropout from 0 to below 1.")
+    check_counts(config, ("train.log_every", "checkpoint.every", "data.max_train", "data.max_valid"))
     if config.train.epochs <= 0:
         raise UserError(f"train.epochs={config.train.epochs}: expected a positive number.")
     return config.lock(), pretrained, tokenizer
@@ -180,7 +186,7 @@ def make_program(
       recipe: those parts of the config that the step depends on.
     """
     adapters, learning = recipe.transfer.adapters, recipe.objective
-    settings = ConfigDict(recipe)
+    settings = ConfigDict(recipe.to_dict())  # a copy in depth: what is cached by must not change
     settings.schedule.warmup_steps = recipe.schedule.warmup_fraction * steps
     schedule, optimizer = schedule_and_optimizer(settings, steps)
     rank, targets = adapters.rank, adapters.targets
@@ -219,10 +225,10 @@ def fresh_parameters(model: ModelConfig, outputs: int, rank: int, targets: tuple
     dtype = jnp.dtype(model.param_dtype)
     params = {
         "model": decoder.init(model, model_key),
-        "head": decoder.init_parameters(head_specs(model, outputs), head_key, dtype),
+        "head": init_parameters(head_specs(model, outputs), head_key, dtype),
     }
     if rank:
-        params["adapters"] = decoder.init_parameters(adapter_specs(model, rank, targets), head_key, dtype)
+        params["adapters"] = init_parameters(adapter_specs(model, rank, targets), head_key, dtype)
     return params
 
 
@@ -321,7 +327,8 @@ def train(
                 log=c.train.log_every,
                 evaluate=plan.steps_per_epoch,
                 sample=0,
-                checkpoint=c.checkpoint.every or plan.steps_per_epoch,
+                checkpoint=c.checkpoint.every,
+                save_evaluated=True,
             ),
             tokens_per_step=tokens_per_step,
             flops_per_token=training_flops_per_token(model, max(round(tokens_per_step / c.train.batch_size), 1)),
@@ -345,7 +352,8 @@ def train(
 def frozen_mask(params: dict, layers: int) -> Any:
     """1 for what learns, 0 for what stays as it is; None: everything learns.
 
-    With adapters the whole decoder stays; else the embeddings and the first `layers` layers do.
+    With adapters the whole decoder stays; else the embeddings and the first `layers` layers do. That goes for the rows
+    of start, delimiter and extract too, which stay as they were drawn: the layers learn what they mean.
     """
     if not layers and "adapters" not in params:
         return None
@@ -375,7 +383,6 @@ def finish(
     outputs = {split: predict(params, own.encoded) for split, own in held_out.items()}
     scores = {split: measure(problem, split, outputs[split]) for split in held_out}
     if is_main_process():
-        configuration.write_json(workdir / "scores.json", scores)
         path = write_task_report(
             workdir,
             task=problem.task,
@@ -392,6 +399,7 @@ def finish(
             rows=[json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
             config=configuration.as_json(config),
         )
+        configuration.write_json(workdir / "scores.json", scores)  # the last: it says that the run is done
         for split, metrics in scores.items():
             print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         print(f"time of this start: {clock(time.monotonic() - began)}")

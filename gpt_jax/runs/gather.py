@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -17,9 +18,19 @@ from gpt_jax.runs.workdir import open_workdir
 from gpt_jax.tasks.registry import TASKS
 
 # Fields that never tell one way to fine-tune from another: which run of it this is, and what is only for the eye.
-_SAME_WAY = ("seed", "seeds", "run", "data.", "mesh.", "checkpoint.", "report.", "tokenizer.", "train.log_every")
-# What `way_of` says in words.
-_IN_WORDS = ("objective.language_model_weight", "transfer.")
+_SAME_WAY = (
+    "seed",
+    "seeds",
+    "run",
+    "mesh.",
+    "checkpoint.",
+    "report.",
+    "train.log_every",
+    "data.prefetch",
+    "model.preset",
+)
+# What `way_of` says in words; the weight of the auxiliary language model too, where it is 0.
+_IN_WORDS = ("transfer.layers", "transfer.freeze", "transfer.adapters.rank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +40,9 @@ class Result:
     Attributes:
       way: how it was fine-tuned, in words, as a row of the table is called.
       scores: {split: {metric: value}}.
-      layers: how many pretrained layers it began with, 0 with the embeddings alone, -1 with nothing.
+      layers: how many pretrained layers it began with, 0 with the embeddings alone, -1 with nothing; None: it differs
+        from the full way in something else.
+      fields: of its config, and `tables`, the fingerprints of its data; what may tell it from others of its way.
     """
 
     workdir: Path
@@ -38,7 +51,7 @@ class Result:
     way: str
     seed: int
     scores: dict[str, dict[str, float]]
-    layers: int
+    layers: int | None
     fields: dict[str, Any]
 
 
@@ -60,15 +73,16 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def gather(folders: Sequence[Path], workdir: Path) -> dict[str, Any]:
     """`run` for folders that exist."""
     results = read_results(folders)
-    splits = sorted({split for result in results for split in result.scores}, key=lambda split: split != "valid")
+    splits = sorted(
+        {split for result in results for split in result.scores}, key=lambda split: (split != "valid", split)
+    )
     tables = {split: table_of(results, split) for split in splits}
     text = "\n".join(line for split, table in tables.items() for line in markdown(split, table, results))
 
     def write() -> None:
         configuration.write_json(workdir / "table.json", tables)
         (workdir / "table.md").write_text(text + "\n", encoding="utf-8")
-        if len({result.layers for result in results}) > 2:
-            _draw_layers(results, workdir / "layers.png")
+        _draw_layers(results, workdir / "layers.png")
 
     do_on_main_process(write)
     announce(text)
@@ -93,21 +107,32 @@ def read_results(folders: Sequence[Path]) -> list[Result]:
                 unfinished += 1
                 continue
             scores, facts = (json.loads((place / name).read_text()) for name in ("scores.json", "data.json"))
-        except ValueError as error:
-            raise UserError(f"{place}: {path.name}, scores.json or data.json is not whole JSON ({error}).") from None
-        layers = config["transfer"]["layers"]
-        results.append(
-            Result(
-                workdir=place, task=facts["task"], metric=facts["metrics"][0], way=way_of(config), seed=config["seed"],
-                scores=scores, layers=config["model"]["num_layers"] if layers is None else layers,
-                fields=configuration.flatten(config),
-            )
-        )  # fmt: skip
+            results.append(_result(place, config, facts, scores))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{place}: config.json, data.json or scores.json is not as a fine-tuning run of this version leaves it "
+                f"({error!r}). Restore or move the folder."
+            ) from None
     if unfinished:
         announce(f"{unfinished} runs are not done yet: left out")
     if not results:
         raise UserError(f"no fine-tuning run that is done below {', '.join(map(str, folders))}.")
     return _told_apart(results)
+
+
+def _result(place: Path, config: dict[str, Any], facts: dict[str, Any], scores: dict[str, Any]) -> Result:
+    transfer, fields = config["transfer"], configuration.flatten(config)
+    weight = config["objective"]["language_model_weight"]
+    told = [name for name in fields if name.startswith((*_SAME_WAY, *_IN_WORDS))]
+    told += ["objective.language_model_weight"] if weight == 0 else []
+    layers = config["model"]["num_layers"] if transfer["layers"] is None else transfer["layers"]
+    otherwise = weight == 0 or transfer["freeze"] or transfer["adapters"]["rank"] or config["model"]["core"] == "lstm"
+    return Result(
+        workdir=place, task=facts["task"], metric=facts["metrics"][0], way=way_of(config), seed=config["seed"],
+        scores={split: {facts["metrics"][0]: float(own[facts["metrics"][0]])} for split, own in scores.items()},
+        layers=None if otherwise else layers,
+        fields={name: value for name, value in fields.items() if name not in told} | {"tables": facts["tables"]},
+    )  # fmt: skip
 
 
 def way_of(config: dict[str, Any]) -> str:
@@ -132,20 +157,32 @@ def way_of(config: dict[str, Any]) -> str:
 
 
 def _told_apart(results: list[Result]) -> list[Result]:
-    """The same results; where runs of one way differ in other fields, their ways are called by those too."""
+    """The same results; where runs of one way and task differ in other fields, their ways are called by those too.
 
-    def others(result: Result) -> dict[str, Any]:
-        return {name: value for name, value in result.fields.items() if not name.startswith((*_SAME_WAY, *_IN_WORDS))}
-
-    named = []
+    Raises:
+      UserError: two runs differ in nothing, not even the seed.
+    """
+    families: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        family = [others(other) for other in results if other.way == result.way]
-        differ = [
-            f"{name}={value}" for name, value in others(result).items()
-            if any(other.get(name) != value for other in family)
-        ]  # fmt: skip
-        named.append(dataclasses.replace(result, way=", ".join([result.way, *differ])))
-    return named
+        families.setdefault((result.way, result.task), []).append(result)
+    named = []
+    for family in families.values():
+        names = sorted({name for result in family for name in result.fields})
+        differ = [name for name in names if any(one.fields.get(name) != family[0].fields.get(name) for one in family)]
+        for result in family:
+            words = [f"{name}={_short(result.fields.get(name))}" for name in differ]
+            named.append(dataclasses.replace(result, way=", ".join([result.way, *words])))
+    seen: dict[tuple[str, str, int], Path] = {}
+    for result in named:
+        other = seen.setdefault((result.way, result.task, result.seed), result.workdir)
+        if other != result.workdir:
+            raise UserError(f"{other} and {result.workdir} hold the same run, seed and all. Name only one of them.")
+    return sorted(named, key=lambda result: result.workdir)
+
+
+def _short(value: Any) -> str:
+    """A field's value; of the data's fingerprints a few digits."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6] if isinstance(value, dict) else str(value)
 
 
 def table_of(results: Iterable[Result], split: str) -> dict[str, dict[str, dict[str, float]]]:
@@ -187,30 +224,33 @@ def _cell(scores: dict[str, float]) -> str:
 
 
 def _draw_layers(results: Sequence[Result], path: Path) -> None:
+    """Draws the validation score by the layers transferred, a line for each task that was run with three or more."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     points: dict[str, dict[int, list[float]]] = {}
-    for result in results:  # that differ from "full" in the layers alone
-        changed = result.fields["objective.language_model_weight"] == 0 or "LSTM" in result.way
-        if not (changed or result.fields["transfer.freeze"] or result.fields.get("transfer.adapters.rank")):
+    for result in results:
+        if result.layers is not None and "valid" in result.scores:
+            # what a way is called by beside its layers
+            _, _, apart = result.way.partition(", ") if "=" in result.way else ("", "", "")
+            line = ", ".join(filter(None, [f"{result.task} ({result.metric})", apart]))
             score = 100 * result.scores["valid"][result.metric]
-            points.setdefault(f"{result.task} ({result.metric})", {}).setdefault(result.layers, []).append(score)
+            points.setdefault(line, {}).setdefault(result.layers, []).append(score)
+    points = {line: by_layers for line, by_layers in points.items() if len(by_layers) > 2}
+    if not points:
+        return
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)  # drawn in memory: no display, no global state
     axes = figure.subplots()
-    for task, by_layers in sorted(points.items()):
-        if len(by_layers) > 2:
-            layers = sorted(by_layers)
-            medians = [statistics.median(by_layers[k]) for k in layers]
-            (line,) = axes.plot(layers, medians, marker="o", label=task)
-            axes.fill_between(
-                layers, [min(by_layers[k]) for k in layers], [max(by_layers[k]) for k in layers],
-                color=line.get_color(), alpha=0.15,
-            )  # fmt: skip
+    for name, by_layers in sorted(points.items()):
+        layers = sorted(by_layers)
+        (line,) = axes.plot(layers, [statistics.median(by_layers[k]) for k in layers], marker="o", label=name)
+        axes.fill_between(
+            layers, [min(by_layers[k]) for k in layers], [max(by_layers[k]) for k in layers],
+            color=line.get_color(), alpha=0.15,
+        )  # fmt: skip
     axes.set(xlabel="pretrained layers transferred (0: embeddings, -1: nothing)", ylabel="validation score")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    axes.legend()
     figure.savefig(path, dpi=110)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -26,10 +25,10 @@ from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_proce
 from gpt_jax.progress import SECONDS_BETWEEN_LINES, say
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
 from gpt_jax.runs.problem import Problem, Split, answer_of, encoded_split, make_predict, named_columns, task_of
-from gpt_jax.runs.recipe import check_config
+from gpt_jax.runs.recipe import check_batch, check_config
 from gpt_jax.runs.workdir import environment, open_workdir
 from gpt_jax.tasks.examples import Example, MultipleChoice
-from gpt_jax.tasks.reading import read_examples
+from gpt_jax.tasks.reading import check_named_answers, read_examples
 from gpt_jax.tasks.registry import TASKS
 from gpt_jax.tasks.task import Task
 from gpt_jax.text.tokenizer import Tokenizer
@@ -49,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, Any]]:
     """
     check(config)
     mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, mesh)
+    check_batch(config.batch_size, mesh, field="batch_size")
     source = open_fine_tuned(config.model.path)
     model = adapt(source.config, context_length=config.model.context_length, compute_dtype=config.model.compute_dtype)
     with open_workdir(workdir):
@@ -97,17 +96,6 @@ def check(config: ConfigDict) -> None:
         )
     if config.format == "glue" and data.skip_bad_rows:
         raise UserError("data.skip_bad_rows: a submission to GLUE must have every row; leave it False, mend the row.")
-
-
-def check_batch(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError unless the batch divides over the devices."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size < 1 or batch_size % rows:
-        nearest = max(round(batch_size / rows), 1) * rows
-        raise UserError(
-            f"batch_size={batch_size} does not divide by the {rows} devices along mesh data and fsdp. The nearest that "
-            f"does: {nearest}."
-        )
 
 
 # --- the model
@@ -177,7 +165,7 @@ def open_tables(config: ConfigDict, source: Pretrained, model: ModelConfig) -> P
         )
         if skipped := reading.bad + table.skipped:
             announce(f"{address}: {skipped:,} bad rows are left out")
-        check_answers(reading.examples, task)
+        check_named_answers(reading.examples, task)
         splits[name], _ = encoded_split(name, reading.examples, answer, tokenizer, model.context_length)
         fingerprints[name] = table.fingerprint
     facts = {
@@ -207,16 +195,6 @@ def addresses(config: ConfigDict, task: Task) -> dict[str, str]:
             "of a table: folder=PATH."
         )
     return dict.fromkeys(task.submissions, config.data.table)
-
-
-def check_answers(examples: list[Example], task: Task) -> None:
-    """Raises UserError for a question with more answers than the task has names for."""
-    for example in examples:
-        if isinstance(example.inputs, MultipleChoice) and len(example.inputs.answers) > len(task.labels):
-            raise UserError(
-                f"{example.place}: {len(example.inputs.answers)} answers, and the fine-tuning had names for "
-                f"{len(task.labels)}: {', '.join(task.labels)}. Correct or delete the row."
-            )
 
 
 def watch(batches: Iterator[Batch], total: int) -> Iterator[Batch]:

@@ -34,7 +34,7 @@ from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, check_vocabulary, open_pretrained, prompt_ids
-from gpt_jax.runs.recipe import check_batch, check_config, has_begun, schedule_and_optimizer
+from gpt_jax.runs.recipe import check_batch, check_config, check_counts, has_begun, schedule_and_optimizer
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
 from gpt_jax.text.imported import open_tokenizer as open_imported_tokenizer
@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     config, pretrained = resolve(config, workdir)
     model = model_config(**config.model)
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
+    check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     check_sequence(config, mesh)
     schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work
     with open_workdir(workdir):
@@ -137,14 +137,7 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them and set "
             "the other to 0."
         )
-    if config.checkpoint.keep < 1:
-        raise UserError(f"checkpoint.keep={config.checkpoint.keep}: expected at least 1.")
-    fields = configuration.flatten(config.to_dict())
-    for name in (*COUNTS, "report.temperature"):
-        if fields[name] < 0:
-            raise UserError(f"{name}={fields[name]}: expected 0 or more.")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed}: expected 0 to {2**32 - 1}.")
+    check_counts(config, (*COUNTS, "report.temperature"))
     if config.train.batch_size < 1:
         raise UserError(f"train.batch_size={config.train.batch_size}: expected at least 1.")
     tokens_per_step = config.train.batch_size * config.data.sequence_length

@@ -274,5 +274,5 @@ def best_step(workdir: Path) -> int:
 
 
 def objective(row: dict[str, float], metric: str) -> float:
-    """What the best epoch has least of: minus the score; of two equal ones the earlier is better."""
-    return 1e-9 * row["step"] - row[metric]
+    """What the best epoch has least of: minus the score; of equal ones the earlier is better."""
+    return 1e-12 * row["step"] - row[metric]

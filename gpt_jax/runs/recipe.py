@@ -25,16 +25,28 @@ def check_config(config: ConfigDict, workdir: Path) -> None:
     configuration.check_same(workdir, "config.json", current, what="config", free=configuration.FREE_TO_CHANGE)
 
 
-def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError unless the batch divides over accumulation and devices."""
-    batch, accumulation = config.train.batch_size, config.train.accumulation
+def check_counts(config: ConfigDict, names: tuple[str, ...]) -> None:
+    """Raises UserError unless the seed is one, and the fields `names` are 0 or more."""
+    fields = configuration.flatten(config.to_dict())
+    for name in names:
+        if fields[name] < 0:
+            raise UserError(f"{name}={fields[name]}: expected 0 or more.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}: expected 0 to {2**32 - 1}.")
+    if config.checkpoint.keep < 1:
+        raise UserError(f"checkpoint.keep={config.checkpoint.keep}: expected at least 1.")
+
+
+def check_batch(batch: int, mesh: jax.sharding.Mesh, *, accumulation: int = 1, field: str = "train.batch_size") -> None:
+    """Raises UserError unless the batch, given as `field`, divides over accumulation and devices."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     part = accumulation * rows
     if batch < 1 or accumulation < 1 or batch % part:
         nearest = max(round(batch / max(part, 1)), 1) * part
+        parts = f"train.accumulation={accumulation} times " if accumulation != 1 else ""
         raise UserError(
-            f"train.batch_size={batch} does not divide by train.accumulation={accumulation} times the {rows} devices "
-            f"along mesh data and fsdp. The nearest that does: {nearest}."
+            f"{field}={batch} does not divide by {parts}the {rows} devices along mesh data and fsdp. The nearest that "
+            f"does: {nearest}."
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
+from gpt_jax.data.files import matching_files
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import announce, do_on_main_process
 from gpt_jax.runs import finetune
@@ -57,10 +58,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     study = config.study
     if config.seeds < 1 or not study.tasks or not study.variants:
         raise UserError("a study needs at least one of study.tasks, of study.variants, and seeds.")
-    for variant in study.variants:
-        variant_fields(config, variant)
-    for task in study.tasks:
-        find_tables(single_run(config, task, study.variants[0], config.seed))
+    check(config, workdir)
     with open_workdir(workdir):
         recorded = configuration.as_json(config)
         configuration.check_same(workdir, "config.json", recorded, what="config", free=FREE_TO_CHANGE)
@@ -68,8 +66,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         jobs = [
             (task, variant, seed)
             for seed in range(config.seed, config.seed + config.seeds)
-            for task in study.tasks
-            for variant in study.variants
+            for task in dict.fromkeys(study.tasks)
+            for variant in dict.fromkeys(study.variants)
         ]
         for number, (task, variant, seed) in enumerate(jobs, start=1):
             folder = workdir / task / variant / f"seed-{seed}"
@@ -79,6 +77,21 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             if not study.keep_checkpoints:
                 do_on_main_process(lambda folder=folder: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
         return gather([workdir], workdir)
+
+
+def check(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError for what would stop a later run of the study, before the first one costs time."""
+    for variant in config.study.variants:
+        finetune.resolve(single_run(config, config.study.tasks[0], variant, config.seed), workdir)
+    tested = 0
+    for task in config.study.tasks:
+        one = single_run(config, task, config.study.variants[0], config.seed)
+        find_tables(one)
+        tested += one.data.test is not None
+        if config.data.test and one.data.test is None:
+            announce(f"{task}: no test table at {config.data.test}; scored on the validation rows alone")
+    if config.data.test and not tested:
+        raise UserError(f"data.test={config.data.test}: no task has such a table.")
 
 
 def single_run(config: ConfigDict, task: str, variant: str, seed: int) -> ConfigDict:
@@ -93,8 +106,11 @@ def single_run(config: ConfigDict, task: str, variant: str, seed: int) -> Config
     for field in ("folder", "train", "valid", "test"):
         if one.data[field]:
             one.data[field] = one.data[field].replace("{task}", task)
-    if one.data.test and one.data.test.startswith("file:") and not Path(one.data.test[5:]).expanduser().exists():
-        one.data.test = None
+    if one.data.test and one.data.test.startswith("file:"):
+        try:
+            matching_files(one.data.test.removeprefix("file:"))
+        except UserError:
+            one.data.test = None
     one.update_from_flattened_dict(variant_fields(config, variant))
     return one.lock()
 
@@ -104,7 +120,10 @@ def variant_fields(config: ConfigDict, name: str) -> dict[str, Any]:
     for variant in VARIANTS:
         match = re.fullmatch(variant.form.replace("K", r"(\d+)"), name)
         if match:
-            fields = variant.fields(config, int(match[1]) if match.groups() else 0)
+            number = int(match[1]) if match.groups() else 0
+            if number == 0 and variant.form in ("freeze-K", "adapters-K"):
+                raise UserError(f"study.variants: {name!r} is the full way; expected a number from 1 on.")
+            fields = variant.fields(config, number)
             if fields.get("init_from", "") is None:
                 raise UserError("study.lstm is missing: the workdir of a pretrained LSTM (configs/pretrain.py:lstm).")
             return fields

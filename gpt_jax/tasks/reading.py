@@ -24,10 +24,11 @@ MOST_LABELS = 1000  # a column with more of them is hardly one of labels
 
 
 class Row(Protocol):
-    """What `gpt_jax.data.tables` yields: column -> value, and where the row stands ("train.csv, line 17")."""
+    """What `gpt_jax.data.tables` yields: column -> value, where it stands ("train.csv, line 17"), its number from 0."""
 
     fields: Mapping[str, Any]
     place: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_examples(
     """
     examples, unlabelled, bad, first_error = [], 0, 0, None
     place_of_id: dict[str, str] = {}
-    for number, row in enumerate(rows):
+    for row in rows:
         try:
             inputs = _inputs(row, task, max_answers)
             label = _value(row, task, "label") if labelled else None
@@ -75,7 +76,7 @@ def read_examples(
             first_error = first_error or error
             bad += 1
             continue
-        id = _spelled(_value(row, task, "id", default=number))
+        id = _spelled(_value(row, task, "id", default=row.number))
         if not labelled and place_of_id.setdefault(id, row.place) != row.place:
             raise UserError(
                 f"{row.place}: the id {id!r} stands at {place_of_id[id]} already, so predictions could not be told "
@@ -127,6 +128,17 @@ def with_labels_of(task: Task, rows: Iterable[Row]) -> Task:
     if task.kind == "multiple_choice":
         labels = _names_of_answers(labels)
     return dataclasses.replace(task, labels=tuple(labels))
+
+
+def check_named_answers(examples: Sequence[Example], task: Task) -> None:
+    """UserError: an example with more answers than `task`, whose labels are known, has names for."""
+    for example in examples:
+        answers = getattr(example.inputs, "answers", ()) or getattr(example.inputs, "options", ())
+        if len(answers) > len(task.labels):
+            raise UserError(
+                f"{example.place}: {len(answers)} answers, and there are names for {len(task.labels)}: "
+                f"{', '.join(task.labels)}. Correct or delete the row, or name them all: data.labels=(...)."
+            )
 
 
 def check_different_targets(examples: Sequence[Example], task: Task) -> None:

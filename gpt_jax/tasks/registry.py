@@ -274,7 +274,7 @@ def find_task(
     ):
         raise UserError(f"score_range={tuple(score_range)}: expected two whole numbers, the lower one first.")
     if labels:
-        task = dataclasses.replace(task, labels=tuple(map(str, labels)), score_range=None)
+        task = dataclasses.replace(task, labels=tuple(map(str, labels)), spellings={}, score_range=None)
     if score_range:
         low, high = map(float, score_range)
         task = dataclasses.replace(task, labels=(), score_range=(low, high), metrics=SCORE_METRICS)

@@ -28,12 +28,16 @@ from gpt_jax.training.step import Batch, StepFunction
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """How often things are due, in steps; 0 switches one off. The last step is always evaluated and saved."""
+    """How often things are due, in steps; 0 switches one off. The last step is always evaluated and saved.
+
+    save_evaluated: whether every state that is evaluated is saved too, so that the best of them can be read again.
+    """
 
     log: int
     evaluate: int
     sample: int
     checkpoint: int
+    save_evaluated: bool = False
 
 
 class StopSignals:
@@ -114,6 +118,7 @@ class Loop:
                 pending = (step, metrics)
                 stop = signals.agreed(step, self.intervals.log)
                 save = step == self.steps or _due(step, self.intervals.checkpoint) or stop is not None
+                save |= self.intervals.save_evaluated and _due(step, self.intervals.evaluate)
                 if save or _due(step, self.intervals.evaluate) or _due(step, self.intervals.sample):
                     self._record(*pending)
                     pending = None

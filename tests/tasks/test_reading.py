@@ -15,10 +15,11 @@ from gpt_jax.tasks.registry import find_task
 class Row:
     fields: dict[str, Any]
     place: str
+    number: int = 0
 
 
 def rows(*fields):
-    return [Row(one, f"own.csv, line {number}") for number, one in enumerate(fields, 2)]
+    return [Row(one, f"own.csv, line {number + 2}", number) for number, one in enumerate(fields)]
 
 
 def own(kind, *fields, **settings):
