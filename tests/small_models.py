@@ -24,11 +24,11 @@ def byte_tokenizer() -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer.from_json(document, {"eos_token": end})
 
 
-def write_model(folder: Path, preset: str, **fields) -> Path:
+def write_model(folder: Path, preset: str, *, key: int = 0, **fields) -> Path:
     """A Hugging Face folder with a small model of the family, its numbers of large spread, and the byte tokenizer."""
     config = model_config(preset, **SIZES | fields)
     with jax.set_mesh(single_device_mesh()):
-        params = decoder.init(config, jax.random.key(0))
+        params = decoder.init(config, jax.random.key(key))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = tree.unflatten([x + 0.25 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])

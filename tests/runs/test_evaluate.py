@@ -236,3 +236,36 @@ def test_other_data_on_the_same_workdir_are_refused(curve, undisturbed, all_task
     fields = all_tasks | {"data.winograd.test": other}
     assert evaluate(curve, f"race+cola+sst2+winograd,checkpoints=all,model={undisturbed}", **fields) == 2
     assert "another config" in capsys.readouterr().err
+
+
+def test_other_weights_in_the_place_of_the_first_are_asked_anew(model, tables, tmp_path):
+    place = tmp_path / "model"
+    shutil.copytree(model, place)
+    command = (f"race,model={place}", {"data.test": tables["race"]})
+    assert evaluate(tmp_path / "run", command[0], **command[1]) == 0
+    before = lines(tmp_path / "run" / "predictions.jsonl")
+    shutil.rmtree(place)
+    write_model(place, "gpt2-small", context_length=48, num_layers=3)
+    assert evaluate(tmp_path / "run", command[0], **command[1]) == 2  # another model
+    shutil.rmtree(place)
+    other = write_model(tmp_path / "other", "gpt2-small", context_length=48, key=9)
+    other.rename(place)
+    assert evaluate(tmp_path / "run", command[0], **command[1]) == 0  # the same model with other weights
+    assert lines(tmp_path / "run" / "predictions.jsonl") != before
+    assert len(lines(tmp_path / "run" / "evaluations.jsonl")) == 1
+
+
+@pytest.mark.parametrize("task", ["sst2", "cola"])
+def test_labels_in_another_order_than_the_heuristics_are_refused(task, model, tables, tmp_path, capsys):
+    labels = TASKS[task].labels[::-1]
+    fields = {"data.test": tables[task], "data.labels": labels}
+    assert evaluate(tmp_path / "run", f"{task},model={model}", **fields) == 2
+    assert f"answers in the order {TASKS[task].labels}" in capsys.readouterr().err
+
+
+def test_an_answer_without_a_name_is_refused_before_anything_is_scored(model, tmp_path, capsys):
+    found = [{"context": "c", "answers": ["one", "two", "three"], "label": n % 2} for n in range(6)]
+    table = write_rows(tmp_path / "mine.jsonl", found)
+    assert evaluate(tmp_path / "run", f"multiple_choice,model={model}", **{"data.test": f"file:{table}"}) == 2
+    assert "3 answers, and there are names for 2: 0, 1" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()

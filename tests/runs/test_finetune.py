@@ -99,6 +99,12 @@ def test_the_best_epoch_is_the_one_that_is_scored(done):
     assert json.loads((done / "scores.json").read_text())["valid"]["accuracy"] == best
 
 
+def test_the_best_epoch_is_kept_however_often_checkpoints_are_saved(done, pretrained, tables, tmp_path):
+    flags = ("--config.train.epochs=6", "--config.checkpoint.every=5", "--config.checkpoint.keep=1")
+    assert fine_tune(tmp_path / "run", pretrained, tables, *flags) == 0
+    assert (tmp_path / "run" / "scores.json").read_text() == (done / "scores.json").read_text()
+
+
 def test_started_again_it_says_the_same_though_the_weights_are_gone(done, pretrained, tables):
     before = (done / "scores.json").read_text()
     pretrained.rename(pretrained.parent / "elsewhere")
@@ -159,6 +165,13 @@ def test_several_seeds_give_median_best_and_spread(pretrained, tables, tmp_path)
     losses = [one["test"]["loss"] for one in ones]
     assert losses[0] != losses[1] and summary["median"] == pytest.approx(sum(losses) / 2)
     assert (summary["best"], summary["worst"], summary["seeds"]) == (min(losses), max(losses), 2)
+
+
+def test_several_seeds_do_not_go_into_the_folder_of_one(done, pretrained, tables, capsys):
+    before = (done / "scores.json").read_text()
+    assert fine_tune(done, pretrained, tables, "--config.train.epochs=6", "--config.seeds=2") == 2
+    assert "holds a run of a single seed" in capsys.readouterr().err
+    assert (done / "scores.json").read_text() == before
 
 
 def test_k_layers_are_transferred_and_the_rest_drawn_anew(pretrained, one_device):
@@ -222,6 +235,8 @@ def test_scores_are_regressed(form, pretrained, tmp_path):
         (["--config.objective.language_model_weight=-1.0"], ["language_model_weight"]),
         (["--config.train.epochs=0"], ["train.epochs=0"]),
         (["--config.seeds=0"], ["seeds=0"]),
+        (["--config.seed=-1"], ["seed=-1", "4294967295"]),
+        (["--config.data.max_train=-1"], ["data.max_train=-1"]),
         (["--config.data.metrics=('bleu',)"], ["bleu", "accuracy"]),
         (["--config.model.embed_dim=64"], ["model.embed_dim=64", "the weights have 32"]),
         (["--config.init_from=/nowhere"], ["/nowhere"]),

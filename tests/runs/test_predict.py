@@ -110,7 +110,8 @@ def test_bad_rows_are_left_out_and_counted_if_asked_for(done, answers, tmp_path,
     bad = rows(24, seed=2)
     bad[3]["review"] = "  "
     table = write_rows(tmp_path / "bad.jsonl", bad)
-    table.write_text(table.read_text() + "{broken\n")
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*lines[:7], "{broken\n", *lines[7:]]))
     found = predicted(tmp_path / "run", done, "--config.data.skip_bad_rows=True", table=table)
     assert "2 bad rows are left out" in capsys.readouterr().err
     expected = [row for number, row in enumerate(read(answers)) if number != 3]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,20 @@ def test_workdirs_are_gathered_and_told_apart_by_what_differs(done, pretrained, 
     assert "1 of 2 layers transferred" in rows
 
 
+def test_what_differs_is_never_taken_for_another_seed(done, pretrained, tables, tmp_path, capsys):
+    """An other weight of the auxiliary model, and fewer examples; and the same run twice."""
+    one = dict(tasks=("sst2",), variants=("full",))
+    assert study(tmp_path / "a", pretrained, tables, "--config.objective.language_model_weight=0.25", **one) == 0
+    assert study(tmp_path / "b", pretrained, tables, "--config.data.max_train=16", **one) == 0
+    assert main(["main", f"--config=configs/gather.py:{tmp_path}", f"--workdir={tmp_path / 'table'}"]) == 0
+    rows = json.loads((tmp_path / "table" / "table.json").read_text())["valid"]
+    assert len(rows) == 2 and all(row["sst2"]["seeds"] == 1 for row in rows.values())
+    assert any("language_model_weight=0.25" in way for way in rows) and any("max_train=16" in way for way in rows)
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    assert main(["main", f"--config=configs/gather.py:{tmp_path}", f"--workdir={tmp_path / 'table'}"]) == 2
+    assert "the same run, seed and all" in capsys.readouterr().err
+
+
 def test_the_words_of_the_papers_table():
     config = {
         "model": {"core": "transformer", "num_layers": 12}, "objective": {"language_model_weight": 0.5},
@@ -131,6 +146,8 @@ def test_the_words_of_the_papers_table():
         (dict(tasks=()), ["at least one of study.tasks"]),
         (dict(tasks=("sst2", "sst3")), ["sst3", "sst2"]),
         (dict(tasks=("sst2", "rte")), ["rte/train.jsonl"]),
+        (dict(variants=("full", "layers-3")), ["transfer.layers=3"]),
+        (dict(variants=("freeze-0",)), ["'freeze-0'", "from 1 on"]),
     ],
 )
 def test_what_cannot_be_is_said_before_the_first_run(runs, words, pretrained, tables, tmp_path, capsys):
