@@ -49,7 +49,7 @@ TRACED = [
 @pytest.mark.parametrize("preset", SCRATCH)
 def test_every_shipped_config_resolves(preset):
     config = pretrain.resolve(PRETRAIN.get_config(preset))[0]
-    pretrain.check_batch(config, make_mesh(config.mesh))
+    pretrain.check_batch(config.train.batch_size, make_mesh(config.mesh), accumulation=config.train.accumulation)
     schedule, _ = pretrain.schedule_and_optimizer(config, config.train.steps or 10_000)
     assert float(schedule(0)) > 0
     assert config.model.vocab_size == config.tokenizer.vocab_size
@@ -60,7 +60,7 @@ def test_every_family_builds_and_traces(preset):
     """Resolves the config and traces its whole train step, sharded over eight devices, without running it."""
     config = pretrain.resolve(PRETRAIN.get_config(preset))[0]
     mesh = make_mesh(config.mesh)
-    pretrain.check_batch(config, mesh)
+    pretrain.check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     model = model_config(**config.model)
     optimizer = make_optimizer(schedule=lambda count: 1e-3, **config.optimizer)
     abstract = abstract_state(state_builder(lambda key: decoder.init(model, key), optimizer, 0), mesh)
