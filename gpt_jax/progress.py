@@ -3,11 +3,14 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 20.0
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -37,6 +40,19 @@ def _lines(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     yield advance
     if done:
         say(f"{title}: {done / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")
+
+
+def batch_progress(batches: Iterable[T], total: int, *, enabled: bool = True) -> Iterator[T]:
+    """The `batches`, of which there are `total`, shown as they pass."""
+    if enabled and sys.stderr.isatty():
+        yield from tqdm(batches, total=total, unit="batch", dynamic_ncols=True)
+        return
+    began = last = time.monotonic()
+    for done, batch in enumerate(batches):
+        if enabled and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"batch {done}/{total}, {done / (last - began):.1f} batches/s")
+        yield batch
 
 
 class StepProgress:

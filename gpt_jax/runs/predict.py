@@ -1,28 +1,24 @@
 """Prediction: a table without labels in; what a fine-tuned model says of each of its rows out."""
 
 import dataclasses
+import functools
 import json
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from gpt_jax import configuration
 from gpt_jax.data.tables import open_table
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError, did_you_mean
-from gpt_jax.inference.prediction import Batch
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.presets import adapt
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
-from gpt_jax.progress import SECONDS_BETWEEN_LINES, say
+from gpt_jax.progress import batch_progress
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
 from gpt_jax.runs.problem import Problem, Split, answer_of, encoded_split, make_predict, named_columns, task_of
 from gpt_jax.runs.recipe import check_batch, check_config
@@ -62,6 +58,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, Any]]:
         params = source.parameters_with_head(mesh, model, outputs=problem.answer.outputs)
         count = sum(len(split.examples) for split in problem.splits.values())
         announce(f"{problem.task.name}: {count:,} rows, by {source.path}, step {source.step}; writing to {workdir}")
+        watch = functools.partial(batch_progress, enabled=is_main_process())
         predict = make_predict(problem.answer, model, mesh, config.batch_size, watch)
         outputs = {name: predict(params, split.encoded) for name, split in problem.splits.items()}
         do_on_main_process(lambda: record(config, problem, outputs, workdir))
@@ -195,19 +192,6 @@ def addresses(config: ConfigDict, task: Task) -> dict[str, str]:
             "of a table: folder=PATH."
         )
     return dict.fromkeys(task.submissions, config.data.table)
-
-
-def watch(batches: Iterator[Batch], total: int) -> Iterator[Batch]:
-    """The `batches`, with a bar on a terminal and a line every so often in a log file."""
-    if is_main_process() and sys.stderr.isatty():
-        yield from tqdm(batches, total=total, unit="batch", dynamic_ncols=True)
-        return
-    began = last = time.monotonic()
-    for done, batch in enumerate(batches):
-        if is_main_process() and time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            say(f"batch {done}/{total}, {done / (last - began):.1f} batches/s")
-        yield batch
 
 
 # --- what is left
