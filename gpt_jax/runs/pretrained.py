@@ -151,6 +151,9 @@ def open_pretrained(path: str | Path) -> Pretrained:
     step, workdir = None, path
     if path.parent.name == "checkpoints" and path.name.isdigit():
         step, workdir = int(path.name), path.parent.parent
+        if path.parent.is_dir() and not path.is_dir():
+            steps = sorted(int(other.name) for other in path.parent.iterdir() if other.name.isdigit())
+            raise UserError(f"{path.parent}: no checkpoint of step {step}. Steps: {steps}.")
     if not (workdir / "checkpoints").is_dir():
         _check_no_other_workdir(workdir)
         checkpoint = read_checkpoint(path)

@@ -211,6 +211,7 @@ def test_the_untrained_model_of_the_curve_is_the_one_that_the_run_began_with(und
         ("cola,model=/nowhere", {"data.test": "TABLE"}, ["/nowhere"]),
         ("cola,model=EMPTY", {"data.test": "TABLE"}, ["no checkpoint is there yet"]),
         ("cola,model=EMPTY,checkpoints=all", {"data.test": "TABLE"}, ["no checkpoint is there yet"]),
+        ("cola,model=EMPTY/checkpoints/3", {"data.test": "TABLE"}, ["no checkpoint of step 3"]),
         ("cola,model=MODEL,checkpoints=all", {"data.test": "TABLE"}, ["checkpoints=all", "no workdir"]),
         ("cola,model=MODEL,checkpoints=some", {"data.test": "TABLE"}, ["checkpoints='some'", "one or all"]),
         ("cola,model=MODEL,batch=0", {"data.test": "TABLE"}, ["batch_size=0"]),
