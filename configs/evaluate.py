@@ -13,9 +13,10 @@ anew as step 0: the curve over pretraining. Started again later, it goes on with
 Several tasks in one run, one picture and one table: `cola+sst2+winograd+books-choice`. Then the fields of each stand
 under its own name: --config.data.cola.test=file:dev.jsonl --config.data.cola.train=file:train.jsonl.
 
-Measured (2 CPU cores, shared, 2026-11-22): `cola+sst2+winograd+books-choice`, some 2,400 examples and 2,000 more for CoLA's
-threshold, take 6 s of CPU time a checkpoint of a decoder of 4 x 128, 19 s of one of 4 x 256. SmolLM2-135M-Instruct
-(Q4_1) has 57.1 on `winograd`, 58 on COPA's validation rows as `multiple_choice`, 75.0 on 300 rows of `sst2`.
+Measured (2 CPU cores, shared, 2026-11-22): `cola+sst2+winograd+books-choice`, some 2,400 examples and 2,000 more for
+CoLA's threshold, take 6 s of CPU time a checkpoint of a decoder of 4 x 128, 19 s of one of 4 x 256.
+SmolLM2-135M-Instruct (Q4_1) has 57.1 on `winograd`, 58 on COPA's validation rows as `multiple_choice`, 75.0 on 300
+rows of `sst2`.
 """
 
 from ml_collections import ConfigDict, config_dict
