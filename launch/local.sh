@@ -3,7 +3,7 @@
 set -euo pipefail
 script=launch/local.sh
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/launch/common.sh"
+source "$root/launch/commands.sh"
 
 usage() {
   cat <<'END'
@@ -14,6 +14,7 @@ Ctrl-C and SIGTERM are passed on to all. When one fails all are ended, and its e
 
   --port=PORT      of process 0; a free one by default
   --grace=SECONDS  that the others have to end, after one did; 60 by default. Then they are killed
+  --dry-run        prints the commands and runs none
 
 Environment
   PYTHON                the interpreter; .venv/bin/python of this checkout, or python3
@@ -24,25 +25,19 @@ Environment
 END
 }
 
-processes='' port='' grace=60 arguments=()
-while (($#)); do
-  case $1 in
-    -h | --help) usage && exit ;;
-    --port=*) port=${1#*=} && whole_number --port "$port" ;;
-    --grace=*) grace=${1#*=} && whole_number --grace "$grace" ;;
-    --dry-run) dry_run=yes ;;
-    --) shift && arguments=("$@") && break ;;
-    -*) die "unknown flag $1. Arguments of gpt_jax.main stand behind --. See launch/local.sh --help." ;;
-    *)
-      [[ -z $processes ]] || die "unexpected argument $1. Arguments of gpt_jax.main stand behind --."
-      processes=$1 && whole_number N "$processes"
-      ;;
-  esac
+processes='' port='' grace=60 flags='port grace'
+if [[ ${1--} != -* ]]; then
+  processes=$1
   shift
-done
+fi
+read_flags "$@"
 [[ -n $processes ]] || die "how many processes? For example: launch/local.sh 2 -- --config=configs/pretrain.py"
-((${#arguments[@]})) ||
+whole_number N "$processes"
+whole_number --port "${port:-1}"
+whole_number --grace "$grace"
+((${#command[@]})) ||
   die "no arguments for gpt_jax.main; they stand behind --, for example -- --config=configs/pretrain.py"
+arguments=("${command[@]}")
 
 python=${PYTHON:-}
 if [[ -z $python ]]; then
@@ -58,6 +53,41 @@ while [[ -z $port ]]; do
   if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then port=''; fi
 done
 
+# The command of process $1, in `command`.
+command_of() {
+  command=(env PYTHONUNBUFFERED=1 "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}")
+  if ((processes > 1)); then
+    command+=(
+      "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1"
+      "JAX_LOCAL_DEVICE_IDS=$1"
+    )
+  fi
+  command+=("$python" -m gpt_jax.main "${arguments[@]}")
+}
+
+if [[ -n $dry_run ]]; then
+  for ((index = 0; index < processes; index++)); do
+    command_of "$index"
+    run "${command[@]}"
+  done
+  exit
+fi
+
+running=() printers=() passed_on=''
+
+# Sends the signal to the processes that are left; one that has just ended is no error.
+tell() {
+  local process
+  for process in "${running[@]}"; do kill -s "$1" "$process" 2>/dev/null || true; done
+}
+
+# shellcheck disable=SC2329 # the traps call it
+pass_on() {
+  passed_on=yes
+  echo "$script: passing SIG$1 on" >&2
+  tell "$1"
+}
+
 prefixed() {
   local line
   while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
@@ -65,18 +95,11 @@ prefixed() {
 
 pipes=$(mktemp -d)
 trap 'rm -rf "$pipes"' EXIT
-running=() printers=()
+trap 'pass_on INT' INT
+trap 'pass_on TERM' TERM HUP
 for ((index = 0; index < processes; index++)); do
-  settings=(
-    PYTHONUNBUFFERED=1 "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}" "JAX_LOCAL_DEVICE_IDS=$index"
-    "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$index"
-  )
-  if ((processes == 1)); then settings=("${settings[@]:0:2}"); fi
-  command=(env "${settings[@]}" "$python" -m gpt_jax.main "${arguments[@]}")
-  if [[ -n $dry_run ]]; then
-    run "${command[@]}"
-    continue
-  fi
+  [[ -z $passed_on ]] || break
+  command_of "$index"
   echo "+ $(quoted "${command[@]}")" >&2
   mkfifo "$pipes/$index"
   prefixed "$index" <"$pipes/$index" &
@@ -85,22 +108,6 @@ for ((index = 0; index < processes; index++)); do
   setsid "${command[@]}" >"$pipes/$index" 2>&1 </dev/null &
   running+=($!)
 done
-
-# Sends the signal to the processes that are left; one that has just ended is no error.
-tell() {
-  local process
-  for process in "${running[@]}"; do kill -s "$1" "$process" 2>/dev/null || true; done
-}
-
-passed_on=
-# shellcheck disable=SC2329 # the traps call it
-pass_on() {
-  passed_on=yes
-  echo "$script: passing SIG$1 on" >&2
-  tell "$1"
-}
-trap 'pass_on INT' INT
-trap 'pass_on TERM' TERM HUP
 
 code=0 killing_at=''
 while ((${#running[@]})); do

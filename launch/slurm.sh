@@ -3,7 +3,7 @@
 set -euo pipefail
 script=launch/slurm.sh
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/launch/common.sh"
+source "$root/launch/commands.sh"
 
 usage() {
   cat <<'END'
@@ -16,43 +16,29 @@ checkout, its .venv (installed with the extra [gpu]) and the workdir stand on a 
   --nodes=N              1 by default
   --gpus=N               of a node, 8 by default
   --per=gpu|node         one process a GPU (default) or a node
+  --cpus=N               of a process; by default what the cluster gives, often one
   --time=LIMIT           as Slurm writes it, 24:00:00 by default
   --notice=SECONDS       that the run has to save before its time is over, 180 by default
   --name=NAME            gpt-jax by default; what it prints is appended to slurm-NAME-JOB.log
   --partition=PARTITION  $SLURM_PARTITION
   --account=ACCOUNT      $SLURM_ACCOUNT
-  --sbatch=OPTION        any other option of sbatch; may be repeated
+  --sbatch=OPTIONS       any other options of sbatch, with spaces between them
   --dry-run              prints the command and does not run it
 
-  launch/slurm.sh --nodes=4 --partition=h100 --sbatch=--exclusive -- \
+  launch/slurm.sh --nodes=4 --gpus=8 --cpus=12 --partition=h100 --sbatch='--exclusive --qos=high' -- \
     python -m gpt_jax.main --config=configs/pretrain.py:gpt2-small --workdir=runs/gpt2
 END
 }
 
-nodes=1 gpus=8 per=gpu time=24:00:00 notice=180 name=gpt-jax
-partition=${SLURM_PARTITION:-} account=${SLURM_ACCOUNT:-} options=() command=()
-while (($#)); do
-  case $1 in
-    -h | --help) usage && exit ;;
-    --nodes=*) nodes=${1#*=} ;;
-    --gpus=*) gpus=${1#*=} ;;
-    --per=*) per=${1#*=} ;;
-    --time=*) time=${1#*=} ;;
-    --notice=*) notice=${1#*=} ;;
-    --name=*) name=${1#*=} ;;
-    --partition=*) partition=${1#*=} ;;
-    --account=*) account=${1#*=} ;;
-    --sbatch=*) options+=("${1#*=}") ;;
-    --dry-run) dry_run=yes ;;
-    --) shift && command=("$@") && break ;;
-    *) die "unexpected $1. Flags are written --name=value, a command stands behind --. See $script --help." ;;
-  esac
-  shift
-done
-((${#command[@]})) ||
-  die "no command; it stands behind --, for example -- python -m gpt_jax.main --config=configs/pretrain.py"
+nodes=1 gpus=8 per=gpu cpus='' time=24:00:00 notice=180 name=gpt-jax
+partition=${SLURM_PARTITION:-} account=${SLURM_ACCOUNT:-} sbatch=''
+flags='nodes gpus per cpus time notice name partition account sbatch'
+read_flags "$@"
+
+need_command
 whole_number --nodes "$nodes"
 whole_number --gpus "$gpus"
+whole_number --cpus "${cpus:-1}"
 whole_number --notice "$notice"
 case $per in
   gpu) tasks=$gpus ;;
@@ -60,9 +46,10 @@ case $per in
   *) die "--per=$per: expected gpu or node." ;;
 esac
 need sbatch "This is not a login node of a Slurm cluster."
+read -ra options <<<"$sbatch"
 
 # --signal=B: only the batch script gets the signal, which is then in charge. --open-mode: a requeued job keeps its log.
 run sbatch --job-name="$name" --nodes="$nodes" --gpus-per-node="$gpus" --ntasks-per-node="$tasks" --time="$time" \
   --signal="B:USR1@$notice" --requeue --open-mode=append --chdir="$root" --output="slurm-%x-%j.log" \
-  ${partition:+--partition="$partition"} ${account:+--account="$account"} "${options[@]}" \
-  "$root/launch/slurm.sbatch" "${command[@]}"
+  ${cpus:+--cpus-per-task="$cpus"} ${partition:+--partition="$partition"} ${account:+--account="$account"} \
+  "${options[@]}" "$root/launch/slurm.sbatch" "${command[@]}"

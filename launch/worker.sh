@@ -10,7 +10,7 @@
 set -euo pipefail
 script=launch/worker.sh
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/launch/common.sh"
+source "$root/launch/commands.sh"
 
 port=${JAX_COORDINATOR_PORT:-8482}
 

@@ -6,11 +6,39 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from hypothesis import strategies as st
+
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ["python", "-m", "gpt_jax.main", "--config=configs/pretrain.py:gpt2-small"]
+# Words that a shell, YAML or Kubernetes would make something else of.
+AWKWARD = [
+    "echo",
+    "~",
+    "two words",
+    "it's",
+    '"$HOME"',
+    "$(rm -rf x)",
+    "a\\b",
+    "`c`",
+    "*",
+    "",
+    "line\nbreak",
+    "é; #",
+    "$$",
+]
+# Any words that a line of a shell can have, with those in front that it would make something else of.
+CHARACTERS = st.characters(exclude_categories=["Cc", "Cs", "Cn", "Co", "Zl", "Zp"]) | st.sampled_from("\n\t\"'$\\()`")
+WORDS = st.lists(st.text(CHARACTERS), min_size=1, max_size=5)
 # What the scripts may use of the machine. Nothing else is on their PATH: a gcloud that is installed is never called.
-TOOLS = "bash cat cp dirname env git kill mkdir mkfifo mktemp rm sed seq setsid sleep tail uname".split()
+TOOLS = "bash cat chmod cp dirname env git kill mkdir mkfifo mktemp rm sed seq setsid sleep tail uname".split()
+# A command that prints what worker.sh found out.
+SHOW_PLACE = [
+    "bash", "-c", 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID ${JAX_LOCAL_DEVICE_IDS:-all}"'
+]  # fmt: skip
 
 PLAYER = """#!{python}
 import json, os, sys
@@ -93,6 +121,14 @@ class Stage:
         for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=all"]):
             subprocess.run([*git, *words], check=True, env=self.environment)
         return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; fails after a time that no working program needs."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
 
 
 def bash(code: str, *words: str) -> str:
