@@ -95,14 +95,14 @@ def test_two_processes_train_as_one_run(tmp_path):
         "data.source": f"file:{text}", "data.cache_dir": tmp_path / "cache", "tokenizer.vocab_size": 300,
         "model.num_layers": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.context_length": 16,
         "train.steps": 4, "train.batch_size": 4, "train.eval_every": 4, "schedule.warmup_steps": 1,
-        "report.sample_every": 0,
+        "report.sample_every": 0, "mesh.fsdp": 2,
     }  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     done = subprocess.run(
         ["launch/local.sh", "2", "--", "--config=configs/pretrain.py", f"--workdir={tmp_path / 'run'}",
          *(f"--config.{name}={value}" for name, value in fields.items())],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env=environment | {"PYTHON": sys.executable},
+        env=environment | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "2"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
