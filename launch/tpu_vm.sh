@@ -20,7 +20,7 @@ launch/tpu_vm.sh STEP [FLAGS] [-- COMMAND]
   status   how the request, the TPU and the run stand
   stop     lets the run save and end (SIGTERM); `run` with the same command goes on from there
   resume   does what is missing of create, install and run: after a preemption deletes what is left and does all
-           three, beside a run that goes on nothing. So the same line may be repeated, by hand or by cron
+           three, beside a run that goes on nothing. So: while sleep 300; do launch/tpu_vm.sh resume -- COMMAND; done
   delete   deletes the request, the TPU and its disks. Nothing is asked
 
 Flags, and the environment variables that they take the place of
@@ -166,7 +166,7 @@ resume() {
   wait_while 'SUSPENDING|DELETING'
   if [[ $state == ACTIVE ]]; then # as the request of a TPU that was taken back is for a while yet
     state=$(vm_state) || exit
-    state=${state:-GONE}
+    state=${state:-"out of sight"} # if it is gone, the request will soon be SUSPENDED
   fi
   if [[ -n $dry_run ]]; then
     echo "# as if it were SUSPENDED:" >&2
@@ -181,12 +181,12 @@ resume() {
         return
       fi
       ;;
-    SUSPENDED | FAILED | PREEMPTED | TERMINATED | GONE)
+    SUSPENDED | FAILED | PREEMPTED | TERMINATED)
       echo "$name is $state"
       delete
       create
       ;;
-    *) die "$name is $state: no state to resume from. Try again in a minute; launch/tpu_vm.sh status tells more." 1 ;;
+    *) die "$name is $state: nothing to resume from now. Try again in a minute; launch/tpu_vm.sh status says more." 1 ;;
   esac
   install
   start

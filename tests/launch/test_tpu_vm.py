@@ -251,7 +251,7 @@ def test_a_worker_knows_its_place_from_both_forms_of_its_metadata(stage, endpoin
 
 @pytest.mark.parametrize(
     "request_state, vm_state",
-    [("SUSPENDED", ""), ("FAILED", ""), ("ACTIVE", "PREEMPTED"), ("ACTIVE", "TERMINATED"), ("ACTIVE", "")],
+    [("SUSPENDED", ""), ("FAILED", ""), ("ACTIVE", "PREEMPTED"), ("ACTIVE", "TERMINATED")],
 )
 def test_resume_after_a_preemption_creates_anew_installs_and_runs_again(tpu, request_state, vm_state):
     tpu.commit()
@@ -294,6 +294,13 @@ def test_resume_deletes_nothing_when_gcloud_cannot_tell_how_it_stands(tpu, out_o
     stands(tpu, "ACTIVE")
     err = tpu.run("tpu_vm.sh", "resume", "--", *COMMAND, code=1)[1]
     assert "gcloud does not tell how gpt-jax stands" in err and steps(tpu) == []
+
+
+@pytest.mark.parametrize("vm_state", ["", "REPAIRING"])
+def test_resume_deletes_nothing_while_the_request_is_active_and_the_tpu_not_known_to_be_lost(tpu, vm_state):
+    stands(tpu, "ACTIVE", vm=vm_state)
+    err = tpu.run("tpu_vm.sh", "resume", "--", *COMMAND, code=1)[1]
+    assert "nothing to resume from now. Try again in a minute" in err and steps(tpu) == []
 
 
 @pytest.mark.parametrize("failing", ["delete", "create", "scp", "uv venv"])
