@@ -1,99 +1,105 @@
 """Compiled programs are kept on the disk, so that a second start reads them instead of compiling again.
 
-JAX does the work (its persistent compilation cache); its key holds the program, the versions, the flags, the devices
-and, on a CPU, the instructions that the CPU knows, so that machines of several kinds may share a home folder. What JAX
-leaves to others is done here: an entry that was cut off while it was written (JAX does not write them in one move, nor
-ever replaces one that it cannot read) is deleted, and so is what was not used for longest once there is too much.
+JAX decides what is kept and under which key: it holds the program, the versions, the flags, the devices and, on a CPU,
+the instructions that this CPU knows (its topology's fingerprint; jax/_src/cache_key.py), so that machines of several
+kinds may share a home folder. The files are ours: JAX's own are not written in one move, are believed as they are, and
+one that was cut off is compiled anew at every start and never replaced (jax/_src/lru_cache.py, 0.10 to 0.12).
 """
 
-import contextlib
+import hashlib
 import os
 from pathlib import Path
 
 import jax
-import zstandard
+from jax._src import compilation_cache
 
+from gpt_jax.disk import write_atomically
 from gpt_jax.progress import say
 
-MAX_BYTES = 2 * 2**30  # a training step is 0.1 to some 10 MB
+MAX_BYTES = 2 * 2**30  # a training step takes 0.1 to some 10 MB
 MIN_COMPILE_SECONDS = 0.1  # JAX's is 1: much of what a start compiles takes less
-_SUFFIX, _LAST_USE_SUFFIX = "-cache", "-atime"  # of JAX's files: the entry, and beside it, where JAX bounds the folder
+_SUFFIX = "-program"
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def keep_compiled_programs(folder: Path) -> None:
-    """Makes JAX look for compiled programs in `folder` and add what is not there; call it before anything is compiled.
+    """Makes JAX look for compiled programs in `folder`, and add what is not there; before anything is compiled.
 
-    Of the environment, `JAX_COMPILATION_CACHE_DIR` goes before `folder` (its contents are mended, but not bounded), and
-    `JAX_ENABLE_COMPILATION_CACHE=0` switches all of it off. A folder that cannot be written is done without.
+    The environment decides where it says something: `JAX_ENABLE_COMPILATION_CACHE=0` switches this off,
+    `JAX_COMPILATION_CACHE_DIR` is another folder (one on `gs://` is left to JAX), `JAX_COMPILATION_CACHE_MAX_SIZE` the
+    bytes it may take, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` what is worth it. A folder that cannot be written is
+    done without.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    chosen = jax.config.jax_compilation_cache_dir
+    if not jax.config.jax_enable_compilation_cache or "://" in (chosen or ""):
         return
-    if chosen := jax.config.jax_compilation_cache_dir:  # by the environment, or by an earlier run of this process
-        if "://" not in chosen:
-            delete_damaged(Path(chosen))
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
+    if not chosen and not _can_be_written(folder):
         say(f"compiled programs are not kept for the next start: {folder} cannot be written")
         return
-    delete_damaged(folder)
-    delete_least_recently_used(folder, MAX_BYTES)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", chosen or str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    max_bytes = jax.config.jax_compilation_cache_max_size
+    # JAX has no public place for another store. A version without this one would use its own files, no worse than that.
+    compilation_cache.get_file_cache = lambda path: (
+        Programs(Path(path), MAX_BYTES if max_bytes < 0 else max_bytes),
+        path,
+    )
 
 
-def delete_damaged(folder: Path) -> None:
-    """Deletes the entries that are not whole. One that another process is just writing is lost to it, and no more."""
-    for entry in folder.glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # several processes do this at once
-            if not is_whole(entry):
-                _delete(entry)
+def _can_be_written(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
-def delete_least_recently_used(folder: Path, max_bytes: int) -> None:
-    """Deletes entries until the rest takes no more than `max_bytes`."""
-    used = {}
-    for entry in folder.glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):
-            status = entry.stat()
-            used[entry] = (max(status.st_atime, status.st_mtime), status.st_size)  # some disks keep no time of reading
-    total = 0
-    for entry in sorted(used, key=used.__getitem__, reverse=True):
-        total += used[entry][1]
-        if total > max_bytes:
-            _delete(entry)
+class Programs:
+    """What JAX asks of a store of compiled programs (jax/_src/compilation_cache_interface.py).
 
-
-def is_whole(entry: Path) -> bool:
-    """Whether a file is one Zstandard frame from its beginning to its end, which its blocks' headers tell (RFC 8878).
-
-    Reads 3 bytes of each block (128 KB at most), so that a folder of gigabytes takes milliseconds. Entries in zlib's
-    format, of an environment without the zstandard package, count as whole.
+    An entry is a digest and the program; processes may share the folder.
     """
-    with open(entry, "rb") as file:
-        start = file.read(18)
-        if start[:1] == b"\x78":
-            return True
+
+    def __init__(self, folder: Path, max_bytes: int):
+        """`max_bytes`: what was not used for longest is deleted beyond them."""
+        self._path, self._max_bytes = folder, max_bytes  # JAX logs `_path`
+
+    def get(self, key: str) -> bytes | None:
+        """The program, None where it is not there; a damaged one is deleted, so that it is put again."""
+        entry = self._entry(key)
         try:
-            checksum = 4 if zstandard.get_frame_parameters(start).has_checksum else 0
-            file.seek(zstandard.frame_header_size(start))
-        except zstandard.ZstdError:
-            return False
-        last = False
-        while not last:
-            if len(header := file.read(3)) < 3:
-                return False
-            bits = int.from_bytes(header, "little")
-            last, kind, size = bits & 1, bits >> 1 & 3, bits >> 3
-            file.seek(1 if kind == 1 else size, os.SEEK_CUR)  # a block of kind 1 is one byte, repeated `size` times
-        return file.tell() + checksum == os.fstat(file.fileno()).st_size
+            contents = entry.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, program = contents[:_DIGEST_BYTES], contents[_DIGEST_BYTES:]
+        if hashlib.sha256(program).digest() != digest:
+            entry.unlink(missing_ok=True)
+            return None
+        try:
+            os.utime(entry)
+        except OSError:  # somebody else's folder, or deleted by another process: it has been read all the same
+            pass
+        return program
 
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps a program, whole or not at all; OSError, of which JAX warns, where the disk takes no more."""
+        write_atomically(self._entry(key), hashlib.sha256(value).digest() + value)
+        self._delete_least_recently_used()
 
-def _delete(entry: Path) -> None:
-    for path in (entry, entry.with_name(entry.name.removesuffix(_SUFFIX) + _LAST_USE_SUFFIX)):
-        path.unlink(missing_ok=True)
+    def _entry(self, key: str) -> Path:
+        return self._path / f"{key}{_SUFFIX}"
+
+    def _delete_least_recently_used(self) -> None:
+        last_use = {}
+        for entry in self._path.glob(f"*{_SUFFIX}*"):  # also what a kill left of an entry that was being written
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # several processes do this at once
+                continue
+            last_use[entry] = (status.st_mtime_ns, status.st_size)
+        total = 0
+        for entry, (_, size) in sorted(last_use.items(), key=lambda item: item[1], reverse=True):
+            total += size
+            if total > self._max_bytes:
+                entry.unlink(missing_ok=True)

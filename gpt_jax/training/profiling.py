@@ -22,7 +22,7 @@ def parse_steps(text: str | None, steps: int | None = None) -> range:
     """
     if not text:
         return range(0)
-    if (match := re.fullmatch(r"(\d+):(\d+)", text)) and 1 <= int(match[1]) <= int(match[2]):
+    if (match := re.fullmatch(r"([0-9]+):([0-9]+)", text)) and 1 <= int(match[1]) <= int(match[2]):
         first, last = int(match[1]), int(match[2])
     else:
         raise UserError(
