@@ -6,6 +6,7 @@ kinds may share a home folder. The files are ours: JAX's own are not written in 
 one that was cut off is compiled anew at every start and never replaced (jax/_src/lru_cache.py, 0.10 to 0.12).
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -66,7 +67,7 @@ class Programs:
         self._path, self._max_bytes = folder, max_bytes  # JAX logs `_path`
 
     def get(self, key: str) -> bytes | None:
-        """The program, None where it is not there; a damaged one is deleted, so that it is put again."""
+        """The program; None where it is not there or damaged, whereupon JAX compiles it and puts it again."""
         entry = self._entry(key)
         try:
             contents = entry.read_bytes()
@@ -74,12 +75,9 @@ class Programs:
             return None
         digest, program = contents[:_DIGEST_BYTES], contents[_DIGEST_BYTES:]
         if hashlib.sha256(program).digest() != digest:
-            entry.unlink(missing_ok=True)
             return None
-        try:
+        with contextlib.suppress(OSError):  # somebody else's folder, or deleted by another process: it has been read
             os.utime(entry)
-        except OSError:  # somebody else's folder, or deleted by another process: it has been read all the same
-            pass
         return program
 
     def put(self, key: str, value: bytes) -> None:

@@ -15,12 +15,13 @@ FIRST_STEP = re.compile(
 )
 
 
-def test_a_second_start_reads_its_step_from_the_disk_and_a_cut_entry_is_made_anew(runs, undisturbed, tmp_path):
+def test_a_second_start_reads_its_step_from_the_disk_and_a_cut_entry_is_made_anew(runs, tmp_path):
     own = {"environment": {"JAX_COMPILATION_CACHE_DIR": ""}, "data.cache_dir": tmp_path / "cache"}
+    own |= {"train.steps": 4, "train.eval_every": 0, "report.sample_every": 0}
     (first,) = FIRST_STEP.finditer(runs.finish(tmp_path / "first", **own))
     (second,) = FIRST_STEP.finditer(runs.finish(tmp_path / "second", **own))
     assert not first["cache"] and second["cache"]
-    assert hex_numbers(tmp_path / "first") == hex_numbers(tmp_path / "second") == hex_numbers(undisturbed)
+    assert hex_numbers(tmp_path / "first") == hex_numbers(tmp_path / "second")
 
     (step,) = (tmp_path / "cache" / "programs").glob("jit_train_step-*")
     half = step.read_bytes()[: step.stat().st_size // 2]
@@ -29,7 +30,7 @@ def test_a_second_start_reads_its_step_from_the_disk_and_a_cut_entry_is_made_ane
     assert "Error reading" not in output
     assert not FIRST_STEP.search(output)["cache"]
     assert step.stat().st_size > len(half)
-    assert hex_numbers(tmp_path / "third") == hex_numbers(undisturbed)
+    assert hex_numbers(tmp_path / "third") == hex_numbers(tmp_path / "first")
 
 
 def test_a_profile_changes_no_number_and_holds_its_steps(runs, undisturbed, tmp_path):
