@@ -125,6 +125,9 @@ def defaults() -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
             train=dict(batch_size=32, accumulation=1, epochs=3.0, log_every=10),
             checkpoint=dict(every=0, keep=2),  # 0: after every epoch; the best is kept beside the last
-            report=dict(tensorboard=True),
+            report=dict(
+                tensorboard=True,
+                profile_steps=placeholder(str),  # FIRST:LAST, as 10:13: a trace of these steps, under WORKDIR/profile
+            ),
         )
     )

@@ -133,6 +133,7 @@ def defaults() -> ConfigDict:
                 temperature=0.8,
                 top_k=40,
                 tensorboard=True,
+                profile_steps=placeholder(str),  # FIRST:LAST, as 10:13: a trace of these steps, under WORKDIR/profile
             ),
         )
     )

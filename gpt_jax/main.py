@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from absl import flags
@@ -105,18 +106,26 @@ def _config_argument(argv: list[str]) -> str | None:
     return None
 
 
-def run(config: ConfigDict, workdir: str | Path):
+def run(config: ConfigDict, workdir: str | Path, began: float | None = None):
     """Starts the runtime and does the run that `config.run` names; returns what it returns.
+
+    Args:
+      began: `time.monotonic()` of the start, whose first step tells how long it took to get there; by default now.
 
     Raises:
       UserError: for everything that the caller can mend.
     """
-    from gpt_jax.parallel import runtime
+    began = time.monotonic() if began is None else began
+    from gpt_jax.parallel import compilation_cache, runtime
     from gpt_jax.runs import RUNS
+    from gpt_jax.runs.workdir import cache_folder
+    from gpt_jax.training import startup
 
     if config.run not in RUNS:
         raise UserError(f"run={config.run!r}: expected one of {', '.join(RUNS)}.")
+    startup.begin(began)
     runtime.start()
+    compilation_cache.keep_compiled_programs(cache_folder(config.get("data", {}).get("cache_dir")) / "programs")
     return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
 
 
@@ -130,10 +139,11 @@ def _interrupt(number: int, frame) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code: 0 done, 2 for what the user can mend, 128 + signal."""
+    began = time.monotonic()
     signal.signal(signal.SIGINT, _interrupt)
     try:
         config, workdir = parse_flags(argv)
-        run(config, workdir)
+        run(config, workdir, began)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

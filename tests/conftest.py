@@ -4,6 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # the user's cache is none of a test's business
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

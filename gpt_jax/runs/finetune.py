@@ -41,6 +41,8 @@ from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import fine_tuning_loss
 from gpt_jax.training.metrics_log import MetricsLog
+from gpt_jax.training.profiling import Profile, parse_steps
+from gpt_jax.training.startup import Startup
 from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
 from gpt_jax.training.step import StepFunction, compile_train_step
 
@@ -89,13 +91,14 @@ def summary_of(metric: str, values: list[float]) -> dict[str, float]:
 
 def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
     """`run` with one seed."""
-    began = time.monotonic()
+    began, startup = time.monotonic(), Startup()
     config, pretrained, tokenizer = resolve(config, workdir)
     model = model_config(None, **config.model)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
+        startup.end("start")
         problem = open_problem(config, tokenizer)
         do_on_main_process(lambda: record(config, problem, workdir))
         announce(
@@ -104,7 +107,7 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
         )
         # as many rows at once as in training, where the batch may be worked off in parts
         predict = make_predict(problem.answer, model, mesh, config.train.batch_size // config.train.accumulation)
-        best = train(config, model, mesh, pretrained, problem, predict, workdir)
+        best = train(config, model, mesh, pretrained, problem, predict, workdir, startup)
         return finish(config, model, problem, merged(best, config.transfer.adapters.alpha), predict, workdir, began)
 
 
@@ -155,6 +158,7 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, 
     check_counts(config, ("train.log_every", "checkpoint.every", "data.max_train", "data.max_valid"))
     if config.train.epochs <= 0:
         raise UserError(f"train.epochs={config.train.epochs}: expected a positive number.")
+    parse_steps(config.report.profile_steps)
     return config.lock(), pretrained, tokenizer
 
 
@@ -290,16 +294,19 @@ def train(
     problem: Problem,
     predict: Predict,
     workdir: Path,
+    startup: Startup,
 ) -> dict:
     """From the examples to the parameters of the epoch with the best validation score."""
     c = config
     plan = TrainingPlan(problem.splits["train"].encoded, c.train.batch_size, c.seed)
     steps = max(round(c.train.epochs * plan.steps_per_epoch), 1)
+    profiled = parse_steps(c.report.profile_steps, steps)
     padding = plan.padding()
     announce(
         f"{plan.steps_per_epoch:,} steps of {c.train.batch_size} examples an epoch, {steps:,} in all; "
         f"{padding.share:.0%} of positions are padding (padded to the context: {1 / padding.of_context:.1f} times more)"
     )
+    startup.end("data")
     program = make_program(recipe_of(config), model, mesh, problem.answer, steps)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
     state = checkpoints.restore(program.abstract)
@@ -314,11 +321,13 @@ def train(
         workdir, resume_step=int(state.step), main_process=is_main_process(), tensorboard=c.report.tensorboard
     )
     progress = StepProgress(total=steps, start=int(state.step), main_process=is_main_process())
+    profile = Profile(profiled, workdir / "profile", progress.say)
+    startup.end("state")
     with contextlib.ExitStack() as stack:
-        for closed_at_the_end in (checkpoints, log, progress):
+        for closed_at_the_end in (checkpoints, log, progress, profile):
             stack.callback(closed_at_the_end.close)
         loop = Loop(
-            train_step=functools.partial(program.step, seed=c.seed),
+            train_step=startup.watch(functools.partial(program.step, seed=c.seed), progress.say),
             batches=training_batches(
                 plan, first_step=int(state.step), steps=steps, sharding=rows, prefetch=c.data.prefetch
             ),
@@ -343,6 +352,7 @@ def train(
             checkpoints=checkpoints,
             log=log,
             progress=progress,
+            profile=profile,
             objective=lambda row: objective(row, problem.task.metrics[0]),
         )
         loop.fit(state)

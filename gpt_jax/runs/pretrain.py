@@ -43,7 +43,9 @@ from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import language_model_loss
 from gpt_jax.training.metrics_log import MetricsLog
+from gpt_jax.training.profiling import Profile, parse_steps
 from gpt_jax.training.report import write_report
+from gpt_jax.training.startup import Startup
 from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
 from gpt_jax.training.step import compile_train_step
 
@@ -77,7 +79,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     Raises:
       UserError: for everything that the caller can mend; Interrupted: stopped by a signal, the state saved.
     """
-    began = time.monotonic()
+    began, startup = time.monotonic(), Startup()
     config, pretrained = resolve(config, workdir)
     model = model_config(**config.model)
     mesh = make_mesh(config.mesh)
@@ -87,11 +89,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
         announce(f"{title(config)}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
+        startup.end("start")
         text = open_text(config, workdir)
         steps = total_steps(config, len(text.windows))
         schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
+        parse_steps(config.report.profile_steps, steps)
         do_on_main_process(lambda: record(config, text, workdir))
-        log = train(config, model, mesh, pretrained, text, steps, workdir)
+        startup.end("data")
+        log = train(config, model, mesh, pretrained, text, steps, workdir, startup)
         return finish(config, model, workdir, log, steps, began) if is_main_process() else {}
 
 
@@ -138,6 +143,7 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             "the other to 0."
         )
     check_counts(config, (*COUNTS, "report.temperature"))
+    parse_steps(config.report.profile_steps, config.train.steps or None)
     if config.train.batch_size < 1:
         raise UserError(f"train.batch_size={config.train.batch_size}: expected at least 1.")
     tokens_per_step = config.train.batch_size * config.data.sequence_length
@@ -278,6 +284,7 @@ def train(
     text: Text,
     steps: int,
     workdir: Path,
+    startup: Startup,
 ) -> MetricsLog:
     """From the opened text to the last checkpoint; returns the record of the run, closed."""
     c, batch, length = config, config.train.batch_size, config.data.sequence_length
@@ -312,11 +319,13 @@ def train(
     )
     log = MetricsLog(workdir, resume_step=start, main_process=is_main_process(), tensorboard=c.report.tensorboard)
     progress = StepProgress(total=steps, start=start, main_process=is_main_process())
+    profile = Profile(parse_steps(c.report.profile_steps, steps), workdir / "profile", progress.say)
+    startup.end("state")
     with contextlib.ExitStack() as stack:
-        for closed_at_the_end in (checkpoints, log, progress):
+        for closed_at_the_end in (checkpoints, log, progress, profile):
             stack.callback(closed_at_the_end.close)
         loop = Loop(
-            train_step=functools.partial(step, seed=c.seed),
+            train_step=startup.watch(functools.partial(step, seed=c.seed), progress.say),
             batches=batches,
             steps=steps,
             intervals=Intervals(
@@ -334,6 +343,7 @@ def train(
             checkpoints=checkpoints,
             log=log,
             progress=progress,
+            profile=profile,
         )
         loop.fit(state)
     return log

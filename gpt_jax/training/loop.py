@@ -22,6 +22,7 @@ from gpt_jax.parallel.runtime import from_main_process
 from gpt_jax.progress import StepProgress
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.metrics_log import MetricsLog
+from gpt_jax.training.profiling import Profile
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import Batch, StepFunction
 
@@ -95,6 +96,7 @@ class Loop:
     checkpoints: Checkpoints
     log: MetricsLog
     progress: StepProgress
+    profile: Profile
     objective: Callable[[dict[str, float]], float] = lambda metrics: metrics["loss"]
 
     def fit(self, state: TrainState) -> TrainState:
@@ -112,7 +114,11 @@ class Loop:
         with StopSignals() as signals:
             pending = None  # metrics of the step before: read only when the next is under way, so no device waits
             for step in range(start + 1, self.steps + 1):
-                state, metrics = self.train_step(state, next(self.batches))
+                self.profile.before(step, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = self.train_step(state, next(self.batches))
+                with self._rate.paused():
+                    self.profile.after(step, state)
                 if pending is not None:
                     self._record(*pending)
                 pending = (step, metrics)

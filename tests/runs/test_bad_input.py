@@ -48,6 +48,8 @@ def refused(runs, capsys):
         ({"run": "pretrian"}, ["run='pretrian'", "expected one of", "pretrain"]),
         ({"train.log_every": -1}, ["train.log_every=-1", "0 or more"]),
         ({"report.temperature": -0.5}, ["report.temperature=-0.5"]),
+        ({"report.profile_steps": "6:5"}, ["report.profile_steps='6:5'", "FIRST:LAST"]),
+        ({"report.profile_steps": "10:13"}, ["report.profile_steps='10:13'", "the last step of this run is 12"]),
         ({"optimizer.mu_dtype": "float8"}, ["'float8'"]),
         ({"schedule.warmup_steps": 12}, ["warmup_steps=12"]),
         ({"schedule.name": "cosin"}, ["'cosin'", "cosine, linear, constant"]),

@@ -90,6 +90,18 @@ def test_a_run_leaves_scores_curves_and_mistakes(done, tables):
     assert json.loads((done / "data.json").read_text())["labels"] == ["no", "yes"]
 
 
+def test_the_first_step_is_told_in_parts_and_steps_can_be_profiled(done, pretrained, tables, tmp_path, capsys):
+    flags = ("--config.train.epochs=6", "--config.report.profile_steps=2:3")
+    assert fine_tune(tmp_path / "run", pretrained, tables, *flags) == 0
+    output = capsys.readouterr().err
+    assert output.count("first step after ") == 1 and ", compiling " in output
+    assert f"profile of steps 2 to 3: {tmp_path / 'run' / 'profile'}" in output
+    assert list((tmp_path / "run" / "profile").glob("plugins/profile/*/*.xplane.pb"))
+    assert (tmp_path / "run" / "scores.json").read_text() == (done / "scores.json").read_text()
+    assert fine_tune(tmp_path / "other", pretrained, tables, "--config.report.profile_steps=900:901") == 2
+    assert "the last step of this run is 32" in capsys.readouterr().err
+
+
 def test_the_best_epoch_is_the_one_that_is_scored(done):
     valid = [
         row for row in map(json.loads, (done / "metrics.jsonl").read_text().splitlines()) if row["split"] == "valid"
