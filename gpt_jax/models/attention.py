@@ -1,10 +1,12 @@
 """Causal self-attention. Shape suffixes as in layers.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from gpt_jax.models.config import ModelConfig
-from gpt_jax.models.layers import dropout, linear, rotate
+from gpt_jax.models.layers import dropout_mask, linear, rotate, row_sums
 from gpt_jax.parallel.rules import constrain
 
 
@@ -78,17 +80,64 @@ def banded_attention(
     distance_TS = window + jnp.arange(window)[:, None] - jnp.arange(2 * window)
     exists_CS = (jnp.arange(chunks) > 0)[:, None] | (jnp.arange(2 * window) >= window)  # nothing before chunk 0
     visible_CTS = (distance_TS >= 0) & (distance_TS < window) & exists_CS[:, None, :]
-    out_BCTKGH = _attend(q_BCTKGH, k_BCSKH, v_BCSKH, visible_CTS[:, None, None], dropout_rate, key)
+    out_BCTKGH = _attend(q_BCTKGH, k_BCSKH, v_BCSKH, visible_CTS[:, None], dropout_rate, key)
     return out_BCTKGH.reshape(batch, chunks * window, heads, width)[:, :time]
 
 
 def _attend(q, k, v, visible, dropout_rate, key):
-    """Attention of queries [..., T, K, G, H] to keys and values [..., S, K, H] where `visible` [..., T, S] allows."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("...tkgh,...skh->...kgts", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    """Attention of queries [..., T, K, G, H] to keys and values [..., S, K, H] where `visible` [..., 1, T, S] (or [T, S]) allows."""
+    *leading, time, kv_heads, group, width = q.shape
+    # The queries that share a key head stand below each other as the rows (R) of one matrix.
+    q_KRH = jnp.moveaxis(q, -4, -2).reshape(*leading, kv_heads, group * time, width)
+    k_KSH, v_KSH = jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2)
+    visible_RS = jnp.concatenate([visible] * group, axis=-2)
+    out_KRH = _attention(q_KRH, k_KSH, v_KSH, visible_RS, key if dropout_rate else None, dropout_rate)
+    return jnp.moveaxis(out_KRH.reshape(*leading, kv_heads, group, time, width), -2, -4)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(q_KRH, k_KSH, v_KSH, visible_RS, key, dropout_rate):
+    """The same for rows of queries; its gradient by hand.
+
+    The exponentials are kept as they are and the rows of the *output* divided by their sums, which spares a pass over
+    the scores. The sign of a kept exponential says whether dropout took it: no mask has to be stored.
+    """
+    return _attention_forward(q_KRH, k_KSH, v_KSH, visible_RS, key, dropout_rate)[0]
+
+
+def _attention_forward(q_KRH, k_KSH, v_KSH, visible_RS, key, dropout_rate):
+    wide = jnp.promote_types(q_KRH.dtype, jnp.float32)
+    scores = jnp.einsum("...rh,...sh->...rs", q_KRH, k_KSH, preferred_element_type=wide) * q_KRH.shape[-1] ** -0.5
     # Masked scores are replaced, not lowered by a sum: finfo.min stays finite where -1e9 overflows (float16).
-    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(wide).min), axis=-1).astype(q.dtype)
-    return jnp.einsum("...kgts,...skh->...tkgh", dropout(weights, dropout_rate, key), v)
+    scores = jnp.where(visible_RS, scores, jnp.finfo(wide).min)
+    exps = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)).astype(q_KRH.dtype)
+    scale = 1.0
+    if key is not None:
+        kept, scale = dropout_mask(key, dropout_rate, exps.shape)
+        exps = jnp.where(kept, exps, -exps)
+    share_R1 = 1 / row_sums(jnp.abs(exps))
+    out = jnp.einsum("...rs,...sh->...rh", jnp.maximum(exps, 0), v_KSH, preferred_element_type=wide)
+    out = (out * (scale * share_R1)).astype(q_KRH.dtype)
+    return out, (q_KRH, k_KSH, v_KSH, exps, share_R1, out, scale)
+
+
+def _attention_backward(dropout_rate, residuals, gradient):
+    q_KRH, k_KSH, v_KSH, exps, share_R1, out, scale = residuals
+    dtype, wide = q_KRH.dtype, share_R1.dtype
+    v_gradient = jnp.einsum(
+        "...rs,...rh->...sh", jnp.maximum(exps, 0), (gradient * (scale * share_R1)).astype(dtype)
+    )  # fmt: skip
+    weights_gradient = jnp.einsum("...rh,...sh->...rs", gradient, v_KSH, preferred_element_type=wide)
+    # Σ weights · their gradient, over the keys, is output · its gradient (Dao et al. 2022, appendix B.2).
+    delta_R1 = jnp.sum(gradient.astype(wide) * out, axis=-1, keepdims=True)
+    scores_gradient = jnp.abs(exps) * (jnp.where(exps > 0, weights_gradient * scale, 0) - delta_R1)
+    scores_gradient = (scores_gradient * (share_R1 * q_KRH.shape[-1] ** -0.5)).astype(dtype)
+    q_gradient = jnp.einsum("...rs,...sh->...rh", scores_gradient, k_KSH)
+    k_gradient = jnp.einsum("...rs,...rh->...sh", scores_gradient, q_KRH)
+    return q_gradient, k_gradient, v_gradient, None, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def self_attention(

@@ -20,8 +20,15 @@ def norm(x_BTD: jax.Array, params: dict, config: ModelConfig) -> jax.Array:
     """
     x = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
     if config.norm == "layernorm":
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        if x_BTD.dtype == jnp.bfloat16:  # mean of squares - squared mean reads x once; bfloat16 has no digits to lose
+            mean_square = jnp.maximum(jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean), 0)
+            x = x - mean
+        else:
+            x = x - mean
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    else:
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * params["scale"]
     if "bias" in params:
         x = x + params["bias"]
@@ -54,8 +61,39 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout: kept elements are divided by the chance of being kept. Without a key: x."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    kept, scale = dropout_mask(key, rate, x.shape)
+    return jnp.where(kept, x * scale, 0).astype(x.dtype)
+
+
+def dropout_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, float]:
+    """Which elements dropout keeps (bool, `shape`), and what they are multiplied by.
+
+    A byte decides about an element, so that four of them (neighbours along the first axis, where four divide it) share
+    a word of random bits, whose making would otherwise take longer than a layer's arithmetic. So the rate is a whole
+    number of 256ths, at least one: 0.1 is 26/256. The mask depends on key and shape alone, never on the mesh.
+    """
+    dropped = min(max(round(256 * rate), 1), 255)
+    scale = 256 / (256 - dropped)
+    if shape[0] % 4:
+        return jax.random.bits(key, shape, jnp.uint8) >= dropped, scale
+    words = jax.random.bits(key, (shape[0] // 4, 1, *shape[1:]), jnp.uint32)
+    # The barrier keeps the compiler from making the words once for each of their readers.
+    words = jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(words), jnp.int32)
+    # Each byte in turn becomes the highest of a signed number; those below it are too small to matter.
+    shifts = jnp.array([24, 16, 8, 0], jnp.int32).reshape(4, *[1] * (len(shape) - 1))
+    return (words << shifts).reshape(shape) >= ((dropped - 128) << 24), scale
+
+
+def row_sums(x: jax.Array) -> jax.Array:
+    """Sums over the last axis, which stays as 1; float32 or wider.
+
+    Of bfloat16 by a product with ones: exact products, summed in float32 by the matrix unit, where a sum of its own
+    would keep the vector unit busy for a multiple of that time.
+    """
+    if x.dtype != jnp.bfloat16:
+        return jnp.sum(x, axis=-1, keepdims=True)
+    ones = jnp.ones((x.shape[-1], 128), x.dtype)  # a single column would be turned into a sum again
+    return jnp.einsum("...s,sj->...j", x, ones, preferred_element_type=jnp.float32)[..., :1]
 
 
 def rotary_frequencies(config: ModelConfig, dtype: jnp.dtype) -> jax.Array:

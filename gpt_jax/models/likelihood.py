@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.decoder import softmax_matrices, unembed
+from gpt_jax.models.layers import row_sums
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, *others_BTP: jax.Array) -> jax.Array:
@@ -92,18 +93,22 @@ def _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC):
     wide = jnp.promote_types(hidden_BCD.dtype, jnp.float32)
     logits = [unembed(hidden_BCD, matrix).astype(wide) for matrix in matrices]
     largest_BC1 = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in logits])
-    exps = [jnp.exp(x - largest_BC1) for x in logits]
-    sum_BC1 = sum(jnp.sum(exp, axis=-1, keepdims=True) for exp in exps)
+    sum_BC1 = sum(row_sums(jnp.exp(x - largest_BC1).astype(hidden_BCD.dtype)) for x in logits)
+    log_sum_BC1 = largest_BC1 + jnp.log(sum_BC1)
     is_target_BCV = _one_hot(targets_BC, matrices[0].shape[0])
     target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits[0], 0), axis=-1)
-    nats_BC = (largest_BC1 + jnp.log(sum_BC1))[..., 0] - target_logits_BC
+    nats_BC = log_sum_BC1[..., 0] - target_logits_BC
     hidden_gradient_BCD, matrix_gradients = 0.0, []
-    for matrix, exp, is_target in zip(matrices, exps, (is_target_BCV, 0, 0), strict=False):
-        error = ((exp / sum_BC1 - is_target) * weights_BC[..., None]).astype(hidden_BCD.dtype)
-        # Written once and read by both products; left to itself, XLA on CPUs writes a second, transposed copy of it.
-        error = jax.lax.optimization_barrier(error)
+    for matrix, x, is_target in zip(matrices, logits, (is_target_BCV, 0, 0), strict=False):
+        error = ((jnp.exp(x - log_sum_BC1) - is_target) * weights_BC[..., None]).astype(hidden_BCD.dtype)
+        # On CPUs written once and read by both products: left to itself, XLA writes a second, transposed copy of it
+        # there. On TPUs it costs nothing to make it twice, inside the products.
+        error = jax.lax.platform_dependent(error, cpu=jax.lax.optimization_barrier, default=lambda error: error)
         hidden_gradient_BCD += jnp.einsum("bcv,vd->bcd", error, matrix)
-        matrix_gradients.append(jnp.einsum("bcv,bcd->vd", error, hidden_BCD, preferred_element_type=wide))
+        matrix_gradient = jnp.einsum("bcv,bcd->vd", error, hidden_BCD, preferred_element_type=wide)
+        matrix_gradients.append(matrix_gradient)
+    # What follows it in the backward pass is not to be fused into the product, which gets slower by half.
+    hidden_gradient_BCD = jax.lax.optimization_barrier(hidden_gradient_BCD)
     return jnp.sum(weights_BC * nats_BC), hidden_gradient_BCD, tuple(matrix_gradients)
 
 
