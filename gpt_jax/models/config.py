@@ -92,7 +92,9 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "float64"] = "float32"
     scan_layers: bool = False  # one compiled block in a loop: quicker to compile, slower to run
-    remat: Literal["none", "block"] = "none"  # block: the backward pass computes each block's activations again
+    # What the forward pass keeps for the backward pass; the rest is computed again. block: each layer's input; dots: the
+    # products of activations with weights; offload: the same, in the host's memory.
+    remat: Literal["none", "block", "dots", "offload"] = "none"
     attention_block: int = 0  # queries of one block, which skips the keys behind its end; 0: all in one
     logits_chunk: int = 0  # positions whose logits stand in memory at once in the loss; 0: all
 
@@ -109,7 +111,7 @@ class ModelConfig:
             "biases": ("all", "none", "qkv"),
             "compute_dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "float64"),
-            "remat": ("none", "block"),
+            "remat": ("none", "block", "dots", "offload"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -18,7 +18,7 @@ from gpt_jax.models import layers, lstm
 from gpt_jax.models.attention import self_attention
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.parameters import ParameterSpec, init_parameters, unstack
-from gpt_jax.parallel.rules import constrain
+from gpt_jax.parallel.rules import constrain, gather, logical_axes, path_string
 
 
 class Core(NamedTuple):
@@ -172,9 +172,8 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
         """The layers `first`, `first` + 1, ...; `first` begins a period."""
         for offset, one_layer in enumerate(layer_params):
             layer_key = None if layers_key is None else jax.random.fold_in(layers_key, first + offset)
-            layer = period[offset % len(period)]
-            layer = jax.checkpoint(layer) if config.remat == "block" else layer
-            x_BTD = layer(x_BTD, one_layer, key=layer_key)
+            layer = rematerialised(period[offset % len(period)], config)
+            x_BTD = layer(x_BTD, one_layer, layer_key)
         return x_BTD
 
     if config.scan_layers:
@@ -194,10 +193,39 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
     return layers.norm(x_BTD, params["final_norm"], config) if config.final_norm else x_BTD
 
 
+def rematerialised(layer: Callable, config: ModelConfig) -> Callable:
+    """(x_BTD, stored parameters of one layer, key) -> x_BTD, with what `config.remat` says kept for the backward pass."""
+
+    def run(x_BTD: jax.Array, one_layer: dict, key: jax.Array | None) -> jax.Array:
+        return layer(x_BTD, gather_kernels(one_layer, config), key=key)
+
+    policies = jax.checkpoint_policies
+    match config.remat:
+        case "none":
+            return run
+        case "block":
+            return jax.checkpoint(run)
+        case "dots":
+            return jax.checkpoint(run, policy=policies.dots_with_no_batch_dims_saveable)
+        case "offload":
+            return jax.checkpoint(run, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))
+    raise ValueError(config.remat)
+
+
+def gather_kernels(one_layer: dict, config: ModelConfig) -> dict:
+    """The parameters of one layer with its kernels as its products take them (see `gather`)."""
+
+    def prepare(path, leaf: jax.Array) -> jax.Array:
+        path = path_string(path)
+        return gather(leaf, logical_axes(f"layers/{path}")[1:], config.dtype) if path.endswith("/kernel") else leaf
+
+    return jax.tree_util.tree_map_with_path(prepare, one_layer)
+
+
 def output_matrix(params: dict, config: ModelConfig) -> jax.Array:
     """The matrix [V, D] whose product with a hidden state are the logits; tied: the token embeddings."""
-    matrix = params["embedding"]["tokens"] if config.tied_output else params["unembedding"]["tokens"]
-    return matrix.astype(config.dtype)
+    path = "embedding/tokens" if config.tied_output else "unembedding/tokens"
+    return gather(params[path.partition("/")[0]]["tokens"], logical_axes(path), config.dtype)
 
 
 def softmax_matrices(params: dict, config: ModelConfig) -> tuple[jax.Array, ...]:
@@ -205,7 +233,8 @@ def softmax_matrices(params: dict, config: ModelConfig) -> tuple[jax.Array, ...]
     tokens_VD = output_matrix(params, config)
     if not config.positions_in_softmax:
         return (tokens_VD,)
-    return tokens_VD, params["embedding"]["positions"].astype(config.dtype)
+    positions_TD = params["embedding"]["positions"]
+    return tokens_VD, gather(positions_TD, logical_axes("embedding/positions"), config.dtype)
 
 
 def unembed(hidden_BTD: jax.Array, matrix_VD: jax.Array) -> jax.Array:

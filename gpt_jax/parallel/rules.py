@@ -1,8 +1,10 @@
 """The sharding table: parameter path -> logical axes -> mesh axes. Nothing else says where an array lives."""
 
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 # Logical axis -> the mesh axes it is divided over.
@@ -17,6 +19,10 @@ LOGICAL_TO_MESH = {
     "layers": (),
     None: (),
 }
+
+# Axes along which parameters are divided only to be stored (fully sharded data parallelism); whoever multiplies by them
+# has them whole.
+STORED_ONLY = ("embed", "units")
 
 # Regex on the end of a parameter's path -> logical axes. The optimizer's moments follow, since their paths end with
 # their parameter's. Gains and biases along the model width are small and stay whole on every device: dividing them
@@ -102,6 +108,26 @@ def tree_shardings(tree, mesh: jax.sharding.Mesh):
         return sharding(leaf.shape, axes, mesh)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def gather(x: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
+    """A parameter as a matrix product takes it: in `dtype`, and whole along the axes that only store it divided.
+
+    Said aloud because the compiler, left to itself, divides the products instead and sends pieces of weights around in
+    loops of small ones. The cast comes first, so that the narrow numbers travel; the gradient goes back divided.
+    """
+    return _gather(x.astype(dtype), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x, axes):
+    return constrain(x, *(None if axis in STORED_ONLY else axis for axis in axes))
+
+
+_gather.defvjp(
+    lambda x, axes: (_gather(x, axes), None),
+    lambda axes, _, gradient: (constrain(gradient, *axes),),  # a reduce-scatter; without it, an all-reduce
+)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

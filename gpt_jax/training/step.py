@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gpt_jax.parallel.devices import compiler_options
 from gpt_jax.parallel.rules import constrain
 from gpt_jax.training.state import TrainState
 
@@ -80,17 +81,27 @@ def train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def compile_train_step(abstract: TrainState, mesh: jax.sharding.Mesh, **settings) -> StepFunction:
+def jit_train_step(abstract: TrainState, mesh: jax.sharding.Mesh, **settings) -> jax.stages.Wrapped:
     """`train_step` with `settings`, jitted: sharded like `abstract`, the old state's memory given to the new one.
 
-    Returns:
-      (state, batch, seed) -> (state, metrics). The seed is an argument, so that one compiled step serves every seed.
+    Call it, or lower it, inside `jax.set_mesh(mesh)`, with (state, batch, seed).
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     replicated = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(
-        functools.partial(train_step, **settings), donate_argnums=0, out_shardings=(shardings, replicated)
-    )  # fmt: skip
+    return jax.jit(
+        functools.partial(train_step, **settings),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated),
+        compiler_options=compiler_options(mesh),
+    )
+
+
+def compile_train_step(abstract: TrainState, mesh: jax.sharding.Mesh, **settings) -> StepFunction:
+    """`jit_train_step` as a function (state, batch, seed) -> (state, metrics).
+
+    The seed is an argument, so that one compiled step serves every seed.
+    """
+    jitted = jit_train_step(abstract, mesh, **settings)
 
     def step(state: TrainState, batch: Batch, seed: int) -> tuple[TrainState, dict[str, jax.Array]]:
         with jax.set_mesh(mesh):
