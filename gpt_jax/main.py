@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from gpt_jax import configuration
 from gpt_jax.configuration import flatten
 from gpt_jax.errors import Interrupted, UserError, did_you_mean
 
@@ -116,8 +117,9 @@ def run(config: ConfigDict, workdir: str | Path):
 
     if config.run not in RUNS:
         raise UserError(f"run={config.run!r}: expected one of {', '.join(RUNS)}.")
-    runtime.start()
-    return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
+    runtime.start(configuration.as_json(config))
+    with runtime.guarded():
+        return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
 
 
 def _interrupt(number: int, frame) -> None:
