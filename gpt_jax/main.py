@@ -25,7 +25,8 @@ OUT_OF_MEMORY = (
     "model.logits_chunk=128, model.attention_block=128, model.compute_dtype=bfloat16 (not on a CPU), more devices "
     "along mesh.fsdp."
 )
-USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]"
+DOCTOR = "--doctor"  # checks everything that a run needs, and runs nothing
+USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] [--doctor]"
 
 
 def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
@@ -134,7 +135,11 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv`; returns the exit code: 0 done, 2 for what the user can mend, 128 + signal."""
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        config, workdir = parse_flags(argv)
+        config, workdir = parse_flags([word for word in argv if word != DOCTOR])
+        if DOCTOR in argv:
+            from gpt_jax.runs import doctor
+
+            return doctor.run(config, workdir)
         run(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

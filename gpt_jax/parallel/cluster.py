@@ -154,7 +154,7 @@ def _metadata_answers(environ: Mapping[str, str]) -> bool:
 def _check(place: Place) -> None:
     """Raises UserError for numbers that do not fit together, or an address without a port."""
     host, _, port = place.coordinator.rpartition(":")
-    if not (host and port.isdigit() and int(port) < 2**16):
+    if not (host and port.isdecimal() and int(port) < 2**16):
         raise UserError(f"{place.environment}: the coordinator is {place.coordinator!r}: expected host:port.")
     if not 0 <= place.process < place.processes:
         raise UserError(
@@ -164,6 +164,6 @@ def _check(place: Place) -> None:
 
 
 def _number(name: str, text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(f"several processes: {name}={text}: expected a whole number.")
     return int(text)

@@ -106,7 +106,7 @@ def _relay(coordinator: str) -> str:
 
 def _time_limit() -> int:
     text = os.environ.get(TIME_LIMIT, "300")
-    if not (text.isdigit() and int(text)):
+    if not (text.isdecimal() and int(text)):
         raise UserError(f"{TIME_LIMIT}={text}: expected whole seconds.")
     return int(text)
 
