@@ -1,6 +1,6 @@
 """The one entry: reads --config, starts the runtime, hands over to the run that the config names.
 
-python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]
+python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] [--doctor]
 """
 
 import ast

@@ -56,10 +56,11 @@ def test_an_address_where_nothing_answers_is_named(address):
     assert f"nothing answers at {address} (Connection refused)" in text and "process 1 of 2" in text
 
 
-def test_an_address_where_something_else_answers_is_named(address):
+@pytest.mark.parametrize("words", [b"220 mail\r\n", b"{}\n", b'{"roll_call": "gpt_jax 0"}\n'])
+def test_an_address_where_something_else_answers_is_named(address, words):
     host, port = address.split(":")
     with socket.create_server((host, int(port))) as server:
-        threading.Thread(target=lambda: server.accept()[0].sendall(b"220 mail\r\n"), daemon=True).start()
+        threading.Thread(target=lambda: server.accept()[0].sendall(words), daemon=True).start()
         (text,) = meet(address, [1], count={0: 2}, limits={0: 0.0})
     assert f"what answers at {address} is no process 0" in text
 
