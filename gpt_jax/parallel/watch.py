@@ -5,6 +5,7 @@ it; one that ends by itself says so first. A process that waits in a collective 
 message and `os._exit`: what was saved is whole at any moment.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -131,19 +132,17 @@ class Watch:
         with self._lock:
             if self._process in self._ended and self._code:
                 self._exit(self._code)
-            print(f"\nerror: {self._failure or text}", file=sys.stderr)
-            self._exit(LOST)
+            self._exit(LOST, f"\nerror: {self._failure or text}")
 
-    def _exit(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def _exit(self, code: int, text: str = "") -> None:
+        with contextlib.suppress(OSError, ValueError):  # of an output that nobody reads any more
+            print(text, end="\n" if text else "", file=sys.stderr, flush=True)
+            sys.stdout.flush()
         if self._process == 0:
             time.sleep(1)  # what the others were told comes before the end of the connection
         os._exit(code)
 
     def _send(self, others, **message: Any) -> None:
         for other in others:
-            try:
+            with contextlib.suppress(OSError):  # its own listener sees that it is gone
                 self._connections[other].send(**message)
-            except OSError:
-                pass  # its own listener sees that it is gone

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -36,7 +37,8 @@ class Processes:
         processes = self
 
         class Noted(Watch):
-            def _exit(self, code):
+            def _exit(self, code, text=""):
+                print(text, file=sys.stderr)
                 processes.codes.setdefault(process, code)
                 processes.exited[process].set()
                 processes.kill(process)
