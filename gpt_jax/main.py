@@ -1,6 +1,6 @@
 """The one entry: reads --config, starts the runtime, hands over to the run that the config names.
 
-python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]
+python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] [--doctor]
 """
 
 import ast
@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from gpt_jax import configuration
 from gpt_jax.configuration import flatten
 from gpt_jax.errors import Interrupted, UserError, did_you_mean
 
@@ -25,7 +26,8 @@ OUT_OF_MEMORY = (
     "model.logits_chunk=128, model.attention_block=128, model.compute_dtype=bfloat16 (not on a CPU), more devices "
     "along mesh.fsdp."
 )
-USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]"
+DOCTOR = "--doctor"  # checks everything that a run needs, and runs nothing
+USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] [--doctor]"
 
 
 def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
@@ -124,9 +126,10 @@ def run(config: ConfigDict, workdir: str | Path, began: float | None = None):
     if config.run not in RUNS:
         raise UserError(f"run={config.run!r}: expected one of {', '.join(RUNS)}.")
     startup.begin(began)
-    runtime.start()
+    runtime.start(configuration.as_json(config))
     compilation_cache.keep_compiled_programs(cache_folder(config.get("data", {}).get("cache_dir")) / "programs")
-    return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
+    with runtime.guarded():
+        return importlib.import_module(f"gpt_jax.runs.{config.run}").run(config, Path(workdir))
 
 
 def _interrupt(number: int, frame) -> None:
@@ -142,7 +145,11 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        config, workdir = parse_flags(argv)
+        config, workdir = parse_flags([word for word in argv if word != DOCTOR])
+        if DOCTOR in argv:
+            from gpt_jax.runs import doctor
+
+            return doctor.run(config, workdir)
         run(config, workdir, began)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,20 @@ class Runs:
         return ["--config=configs/pretrain.py", f"--workdir={workdir}", *flags]
 
     def start(
-        self, workdir: Path, *, devices: int = 1, environment: dict | None = None, **overrides
+        self,
+        workdir: Path,
+        *,
+        devices: int = 1,
+        environment: dict | None = None,
+        flags: Sequence[str] = (),
+        **overrides,
     ) -> subprocess.Popen:
-        """Starts a run and returns at once."""
+        """Starts a run, with `flags` behind its command line, and returns at once."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
         env |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
         env |= {"JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return subprocess.Popen(
-            [sys.executable, "-m", "gpt_jax.main", *self.arguments(workdir, **overrides)],
+            [sys.executable, "-m", "gpt_jax.main", *self.arguments(workdir, **overrides), *flags],
             cwd=ROOT, env=env | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
