@@ -18,7 +18,7 @@ from gpt_jax.models import layers, lstm
 from gpt_jax.models.attention import self_attention
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.parameters import ParameterSpec, init_parameters, unstack
-from gpt_jax.parallel.rules import constrain
+from gpt_jax.parallel.rules import constrain, vocabulary_rows
 
 
 class Core(NamedTuple):
@@ -197,7 +197,7 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
 def output_matrix(params: dict, config: ModelConfig) -> jax.Array:
     """The matrix [V, D] whose product with a hidden state are the logits; tied: the token embeddings."""
     matrix = params["embedding"]["tokens"] if config.tied_output else params["unembedding"]["tokens"]
-    return matrix.astype(config.dtype)
+    return vocabulary_rows(matrix.astype(config.dtype))
 
 
 def softmax_matrices(params: dict, config: ModelConfig) -> tuple[jax.Array, ...]:

@@ -1,5 +1,15 @@
-"""The sharding table: parameter path -> logical axes -> mesh axes. Nothing else says where an array lives."""
+"""The sharding table: parameter path -> logical axes -> mesh axes. Nothing else says where an array lives.
 
+A vocabulary that `tensor` does not divide (GPT-1's 40,478 over 4) is padded, but only by the compiler, and only inside
+a program. What outlives a program (parameters, moments, checkpoints, exports) has V rows on every mesh, and is stored
+by columns, over `tensor` and `fsdp`; `vocabulary_rows` turns columns into rows where logits are made. XLA then gives
+each device ceil(V / tensor) rows, and itself keeps the filling out of every product, sum, maximum and gradient: in the
+program's own sense there is no padded row that could win, train, or leave. The price is an all-to-all of the output
+matrix forward and one of its gradient back, a quarter of the matrix a device over 4. A state with padded rows would
+save them, and would have to be unpadded at every door: checkpoints and digests, export, import, new symbols.
+"""
+
+import math
 import re
 
 import jax
@@ -69,23 +79,40 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     return rows[0]
 
 
-def _partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+def _partition_spec(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, *, padded: tuple[str, ...] = ()
+) -> PartitionSpec:
+    """Args: padded: logical axes whose dimension is divided even where the parts cannot be equally large."""
     if len(shape) != len(axes):
         raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {shape}.")
     spec = []
     for size, axis in zip(shape, axes, strict=True):
-        names = tuple(name for name in LOGICAL_TO_MESH[axis] if mesh.shape[name] > 1)
-        count = 1
-        for name in names:
-            count *= mesh.shape[name]
-        # A dimension that the mesh axis does not divide (a vocabulary of 40,478 over 4) stays whole.
-        spec.append(names if names and size % count == 0 else None)
+        names = _mesh_axes(mesh, axis)
+        spec.append(names if names and (axis in padded or size % _parts(mesh, names) == 0) else None)
     return PartitionSpec(*spec)
 
 
+def _mesh_axes(mesh: jax.sharding.Mesh, *axes: str | None) -> tuple[str, ...]:
+    """The mesh axes of these logical axes that have more than one device."""
+    return tuple(name for axis in axes for name in LOGICAL_TO_MESH[axis] if mesh.shape[name] > 1)
+
+
+def _parts(mesh: jax.sharding.Mesh, names: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in names)
+
+
 def sharding(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of an array of `shape` whose dimensions are the logical `axes`."""
-    return NamedSharding(mesh, _partition_spec(shape, axes, mesh))
+    """The sharding of an array of `shape` whose dimensions are the logical `axes`, where it outlives a program.
+
+    All parts are equally large: a dimension that its mesh axes do not divide stays whole. The mesh axes of a vocabulary
+    that stays whole are given to the columns.
+    """
+    spec = _partition_spec(shape, axes, mesh)
+    if axes == ("vocab", "embed") and spec[0] is None:
+        names = _mesh_axes(mesh, "vocab", "embed")
+        if names and shape[1] % _parts(mesh, names) == 0:
+            spec = PartitionSpec(None, names)
+    return NamedSharding(mesh, spec)
 
 
 def tree_shardings(tree, mesh: jax.sharding.Mesh):
@@ -107,12 +134,33 @@ def tree_shardings(tree, mesh: jax.sharding.Mesh):
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tells the compiler how an activation lies on the mesh in force (`jax.set_mesh`).
 
+    A dimension that its mesh axes do not divide stays whole; but for a vocabulary, which the compiler pads.
+
     Raises:
       RuntimeError: when no mesh is set; a constraint that silently does nothing has cost people weeks.
     """
+    mesh = _mesh_in_force()
+    if mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, _partition_spec(x.shape, axes, mesh, padded=("vocab",)))
+
+
+def vocabulary_rows(table_VD: jax.Array) -> jax.Array:
+    """A table of tokens [V, D] as the products with it want it: rows over `tensor`, columns whole.
+
+    Raises:
+      RuntimeError: when no mesh is set.
+    """
+    mesh = _mesh_in_force()
+    if table_VD.shape[0] % mesh.shape["tensor"]:
+        # It is stored by columns. In two steps, fsdp's share first, since XLA would bring the whole table to every
+        # device if it were asked for both at once.
+        table_VD = jax.lax.with_sharding_constraint(table_VD, PartitionSpec(None, _mesh_axes(mesh, "vocab")))
+    return constrain(table_VD, "vocab", None)
+
+
+def _mesh_in_force() -> jax.sharding.AbstractMesh:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         raise RuntimeError("constrain() outside a mesh: wrap the call in `with jax.set_mesh(mesh):`.")
-    if mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, _partition_spec(x.shape, axes, mesh))
+    return mesh
