@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 # Logical axis -> the mesh axes it is divided over.
 LOGICAL_TO_MESH = {
     "batch": ("data", "fsdp"),
+    "group": ("data",),  # examples of the devices that fsdp joins, all of them on each
     "time": ("sequence",),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
@@ -101,18 +102,24 @@ def _parts(mesh: jax.sharding.Mesh, names: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
+def _table_axes(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes that the rows and the columns of a table of tokens [V, D] are stored over."""
+    rows, columns = _mesh_axes(mesh, "vocab"), _mesh_axes(mesh, "embed")
+    choices = ((rows, columns), ((), rows + columns), ((), columns), ((), ()))
+    return next(
+        c for c in choices if all(size % _parts(mesh, names) == 0 for size, names in zip(shape, c, strict=True))
+    )
+
+
 def sharding(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding of an array of `shape` whose dimensions are the logical `axes`, where it outlives a program.
 
     All parts are equally large: a dimension that its mesh axes do not divide stays whole. The mesh axes of a vocabulary
     that stays whole are given to the columns.
     """
-    spec = _partition_spec(shape, axes, mesh)
-    if axes == ("vocab", "embed") and spec[0] is None:
-        names = _mesh_axes(mesh, "vocab", "embed")
-        if names and shape[1] % _parts(mesh, names) == 0:
-            spec = PartitionSpec(None, names)
-    return NamedSharding(mesh, spec)
+    if axes == ("vocab", "embed"):
+        return NamedSharding(mesh, PartitionSpec(*(names or None for names in _table_axes(shape, mesh))))
+    return NamedSharding(mesh, _partition_spec(shape, axes, mesh))
 
 
 def tree_shardings(tree, mesh: jax.sharding.Mesh):
@@ -145,6 +152,28 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _partition_spec(x.shape, axes, mesh, padded=("vocab",)))
 
 
+def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """The rows of a table of tokens, [B, T, D].
+
+    Each device reads the columns that it holds for all examples of its fsdp group, which then exchanges columns for
+    examples. Left to itself, XLA brings the columns of the whole batch to every device where `data` stands beside
+    `fsdp`.
+
+    Raises:
+      RuntimeError: when no mesh is set.
+    """
+    mesh = _mesh_in_force()
+    columns, fsdp = _table_axes(table_VD.shape, mesh)[1], _mesh_axes(mesh, "embed")
+    x_BTD = table_VD[tokens_BT]
+    if not set(columns) & set(fsdp):
+        return x_BTD
+    others = tuple(name for name in columns if name not in fsdp)
+    for batch, names in (("group", columns), ("batch", others)):
+        spec = _partition_spec(x_BTD.shape, (batch, "time", None), mesh)
+        x_BTD = jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(*spec[:2], names or None))
+    return x_BTD
+
+
 def vocabulary_rows(table_VD: jax.Array) -> jax.Array:
     """A table of tokens [V, D] as the products with it want it: rows over `tensor`, columns whole.
 
@@ -152,10 +181,11 @@ def vocabulary_rows(table_VD: jax.Array) -> jax.Array:
       RuntimeError: when no mesh is set.
     """
     mesh = _mesh_in_force()
-    if table_VD.shape[0] % mesh.shape["tensor"]:
-        # It is stored by columns. In two steps, fsdp's share first, since XLA would bring the whole table to every
-        # device if it were asked for both at once.
-        table_VD = jax.lax.with_sharding_constraint(table_VD, PartitionSpec(None, _mesh_axes(mesh, "vocab")))
+    rows, columns = _mesh_axes(mesh, "vocab"), _table_axes(table_VD.shape, mesh)[1]
+    if set(rows) & set(columns):
+        # Stored by columns. In two steps, fsdp's share first, since XLA would bring the whole table to every device if
+        # it were asked for both at once.
+        table_VD = jax.lax.with_sharding_constraint(table_VD, PartitionSpec(None, rows))
     return constrain(table_VD, "vocab", None)
 
 

@@ -14,7 +14,7 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.likelihood import next_token_nats, weighted_nats
 from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
-from gpt_jax.parallel.rules import tree_shardings
+from gpt_jax.parallel.rules import sharding, tree_shardings
 from gpt_jax.training.checkpoints import Checkpoints, digests
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.state import abstract_state, create_state, initial_state, state_builder
@@ -51,6 +51,22 @@ def test_no_device_holds_all_logits_or_all_of_the_table(sizes):
     assert not re.findall(rf"f32\[\d+,16,(?:{V}|64)\]", text)
     assert not re.findall(rf"f32\[(?:{V}|64),16\]", text)
     assert re.findall(r"f32\[\d+,16,16\]", text)
+
+
+@pytest.mark.parametrize("vocab_size", [V, 64])
+def test_looking_tokens_up_brings_no_device_the_states_of_the_whole_batch(vocab_size):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    table = jax.ShapeDtypeStruct((vocab_size, 16), "float32")
+    table = {"embedding": {"tokens": table}}
+    shardings = tree_shardings(table, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), table, shardings)
+    config = dataclasses.replace(CONFIG, vocab_size=vocab_size, positions="none")
+    tokens = jax.ShapeDtypeStruct((8, 16), "int32", sharding=sharding((8, 16), ("batch", "time"), mesh))
+    with jax.set_mesh(mesh):
+        square = jax.grad(lambda table, tokens: jnp.sum(decoder.embed(table, config, tokens) ** 2))
+        text = jax.jit(square, out_shardings=shardings).lower(shapes, tokens).compile().as_text()
+    assert not re.findall(r"f32\[8,16,\d+\]", text)
+    assert re.findall(r"f32\[2,16,16\]", text)
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
