@@ -84,10 +84,10 @@ def torus(x, y):
 
 
 def test_neighbours_on_the_mesh_are_neighbours_on_the_torus():
-    mesh = make_mesh({"data": 2, "tensor": 4}, torus(4, 2))
+    mesh = make_mesh({"data": 2, "tensor": 4}, torus(2, 4))
     for row in mesh.devices[:, 0, :, 0]:
-        assert [device.coords[0] for device in row] == [0, 1, 2, 3]
-        assert len({device.coords[1] for device in row}) == 1
+        assert [device.coords[1] for device in row] == [0, 1, 2, 3]
+        assert len({device.coords[0] for device in row}) == 1
 
 
 def test_a_mesh_that_the_torus_does_not_have_is_refused():
