@@ -83,7 +83,7 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
 def _partition_spec(
     shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, *, padded: tuple[str, ...] = ()
 ) -> PartitionSpec:
-    """Args: padded: logical axes whose dimension is divided even where the parts cannot be equally large."""
+    # `padded`: logical axes whose dimension is divided even where the parts cannot be equally large.
     if len(shape) != len(axes):
         raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {shape}.")
     spec = []
@@ -105,7 +105,7 @@ def _parts(mesh: jax.sharding.Mesh, names: tuple[str, ...]) -> int:
 def _table_axes(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mesh axes that the rows and the columns of a table of tokens [V, D] are stored over."""
     rows, columns = _mesh_axes(mesh, "vocab"), _mesh_axes(mesh, "embed")
-    choices = ((rows, columns), ((), rows + columns), ((), columns), ((), ()))
+    choices = ((rows, columns), ((), rows + columns), (rows, ()), ((), columns), ((), ()))
     return next(
         c for c in choices if all(size % _parts(mesh, names) == 0 for size, names in zip(shape, c, strict=True))
     )
@@ -192,5 +192,5 @@ def vocabulary_rows(table_VD: jax.Array) -> jax.Array:
 def _mesh_in_force() -> jax.sharding.AbstractMesh:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        raise RuntimeError("constrain() outside a mesh: wrap the call in `with jax.set_mesh(mesh):`.")
+        raise RuntimeError("no mesh in force: wrap the call in `with jax.set_mesh(mesh):`.")
     return mesh

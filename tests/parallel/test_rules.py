@@ -72,6 +72,7 @@ def test_a_dimension_that_does_not_divide_stays_whole():
         (40_478, 768, {"fsdp": 8}, P(None, "fsdp")),
         (40_478, 20, {"fsdp": 2, "tensor": 4}, P(None, "fsdp")),
         (40_478, 21, {"fsdp": 2, "tensor": 4}, P(None, None)),
+        (40_480, 21, {"fsdp": 2, "tensor": 4}, P("tensor", None)),
     ],
 )
 def test_a_vocabulary_that_tensor_does_not_divide_is_stored_by_columns(rows, columns, sizes, spec):
