@@ -35,7 +35,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
                 path=placeholder(str),  # by default the one beside the weights
                 include=True,  # False: weights only
             ),
-            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, slices=1),
         )
     )
     config.update(values)

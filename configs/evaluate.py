@@ -79,7 +79,7 @@ def defaults() -> ConfigDict:
             model=optional_fields(ModelConfig),
             tokenizer=dict(path=placeholder(str)),  # by default the one beside the weights
             data={},  # `fields_of` the task; of several, one section each
-            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, slices=1),
             batch_size=32,  # texts at a time, over all devices
         )
     )

@@ -122,7 +122,7 @@ def defaults() -> ConfigDict:
                 decay_steps=placeholder(int),
                 final_fraction=0.0,
             ),
-            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, slices=1),
             train=dict(batch_size=32, accumulation=1, epochs=3.0, log_every=10),
             checkpoint=dict(every=0, keep=2),  # 0: after every epoch; the best is kept beside the last
             report=dict(

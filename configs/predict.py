@@ -52,7 +52,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
                 max_answers=placeholder(int),
             ),
             batch_size=32,  # examples, over all devices
-            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, slices=1),
         )
     )
     config.model.path = values.get("model")

@@ -116,7 +116,7 @@ def defaults() -> ConfigDict:
                 decay_tokens=placeholder(int),  # instead of decay_steps
                 final_fraction=0.0,
             ),
-            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1, sequence=1, slices=1),
             train=dict(
                 batch_size=64,  # sequences a step, over all devices
                 accumulation=1,

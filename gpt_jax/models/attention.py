@@ -85,7 +85,10 @@ def banded_attention(
 
 
 def _attend(q, k, v, visible, dropout_rate, key):
-    """Attention of queries [..., T, K, G, H] to keys and values [..., S, K, H] where `visible` [..., 1, T, S] (or [T, S]) allows."""
+    """Attention of queries [..., T, K, G, H] to keys and values [..., S, K, H], where `visible` allows it.
+
+    `visible` is [T, S], or [..., 1, T, S] with a place for the heads.
+    """
     *leading, time, kv_heads, group, width = q.shape
     # The queries that share a key head stand below each other as the rows (R) of one matrix.
     q_KRH = jnp.moveaxis(q, -4, -2).reshape(*leading, kv_heads, group * time, width)

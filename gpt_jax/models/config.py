@@ -92,8 +92,8 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "float64"] = "float32"
     scan_layers: bool = False  # one compiled block in a loop: quicker to compile, slower to run
-    # What the forward pass keeps for the backward pass; the rest is computed again. block: each layer's input; dots: the
-    # products of activations with weights; offload: the same, in the host's memory.
+    # What the forward pass keeps for the backward pass; the rest is computed again. block: each layer's input; dots:
+    # the products of activations with weights; offload: the same, in the host's memory.
     remat: Literal["none", "block", "dots", "offload"] = "none"
     attention_block: int = 0  # queries of one block, which skips the keys behind its end; 0: all in one
     logits_chunk: int = 0  # positions whose logits stand in memory at once in the loss; 0: all

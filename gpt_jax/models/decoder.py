@@ -18,7 +18,7 @@ from gpt_jax.models import layers, lstm
 from gpt_jax.models.attention import self_attention
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.parameters import ParameterSpec, init_parameters, unstack
-from gpt_jax.parallel.rules import constrain, gather, logical_axes, path_string
+from gpt_jax.parallel.rules import constrain, gather, logical_axes, look_up, path_string
 
 
 class Core(NamedTuple):
@@ -117,7 +117,7 @@ def embed(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Arra
     time = tokens_BT.shape[1]
     if time > config.context_length:
         raise ValueError(f"{time} tokens in a model whose context is {config.context_length}.")
-    x_BTD = params["embedding"]["tokens"].astype(config.dtype)[tokens_BT]
+    x_BTD = look_up(params["embedding"]["tokens"].astype(config.dtype), tokens_BT)
     if config.positions == "learned":
         x_BTD = x_BTD + params["embedding"]["positions"].astype(config.dtype)[:time]
     x_BTD = constrain(x_BTD, "batch", "time", None)
@@ -194,7 +194,7 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
 
 
 def rematerialised(layer: Callable, config: ModelConfig) -> Callable:
-    """(x_BTD, stored parameters of one layer, key) -> x_BTD, with what `config.remat` says kept for the backward pass."""
+    """(x_BTD, stored parameters of one layer, key) -> x_BTD, which keeps for the backward pass what `config.remat` says."""
 
     def run(x_BTD: jax.Array, one_layer: dict, key: jax.Array | None) -> jax.Array:
         return layer(x_BTD, gather_kernels(one_layer, config), key=key)

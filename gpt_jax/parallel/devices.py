@@ -30,8 +30,8 @@ class Chip:
 
 
 GIB = 2**30
-# By jax.Device.device_kind. TPUs: cloud.google.com/tpu/docs and "How to scale your model" (jax-ml.github.io/scaling-book,
-# part 2: bandwidths); GPUs: NVIDIA's data sheets.
+# By jax.Device.device_kind. TPUs: cloud.google.com/tpu/docs and, for bandwidths, "How to scale your model"
+# (jax-ml.github.io/scaling-book, part 2); GPUs: NVIDIA's data sheets.
 CHIPS = {
     "TPU v4": Chip(275e12, 262_144, 32 * GIB, 1.2e12, 9e10),
     "TPU v5 lite": Chip(197e12, 131_072, 16 * GIB, 8.1e11, 9e10),

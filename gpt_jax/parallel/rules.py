@@ -1,6 +1,16 @@
-"""The sharding table: parameter path -> logical axes -> mesh axes. Nothing else says where an array lives."""
+"""The sharding table: parameter path -> logical axes -> mesh axes. Nothing else says where an array lives.
+
+A vocabulary that `tensor` does not divide (GPT-1's 40,478 over 4) is padded, but only by the compiler, and only inside
+a program. What outlives a program (parameters, moments, checkpoints, exports) has V rows on every mesh, and is stored
+by columns, over `tensor` and `fsdp`; `vocabulary_rows` turns columns into rows where logits are made. XLA then gives
+each device ceil(V / tensor) rows, and itself keeps the filling out of every product, sum, maximum and gradient: in the
+program's own sense there is no padded row that could win, train, or leave. The price is an all-to-all of the output
+matrix forward and one of its gradient back, a quarter of the matrix a device over 4. A state with padded rows would
+save them, and would have to be unpadded at every door: checkpoints and digests, export, import, new symbols.
+"""
 
 import functools
+import math
 import re
 
 import jax
@@ -10,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 # Logical axis -> the mesh axes it is divided over.
 LOGICAL_TO_MESH = {
     "batch": ("data", "fsdp"),
+    "group": ("data",),  # examples of the devices that fsdp joins, all of them on each
     "time": ("sequence",),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
@@ -75,22 +86,45 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
     return rows[0]
 
 
-def _partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+def _partition_spec(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, *, padded: tuple[str, ...] = ()
+) -> PartitionSpec:
+    # `padded`: logical axes whose dimension is divided even where the parts cannot be equally large.
     if len(shape) != len(axes):
         raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {shape}.")
     spec = []
     for size, axis in zip(shape, axes, strict=True):
-        names = tuple(name for name in LOGICAL_TO_MESH[axis] if mesh.shape[name] > 1)
-        count = 1
-        for name in names:
-            count *= mesh.shape[name]
-        # A dimension that the mesh axis does not divide (a vocabulary of 40,478 over 4) stays whole.
-        spec.append(names if names and size % count == 0 else None)
+        names = _mesh_axes(mesh, axis)
+        spec.append(names if names and (axis in padded or size % _parts(mesh, names) == 0) else None)
     return PartitionSpec(*spec)
 
 
+def _mesh_axes(mesh: jax.sharding.Mesh, *axes: str | None) -> tuple[str, ...]:
+    """The mesh axes of these logical axes that have more than one device."""
+    return tuple(name for axis in axes for name in LOGICAL_TO_MESH[axis] if mesh.shape[name] > 1)
+
+
+def _parts(mesh: jax.sharding.Mesh, names: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _table_axes(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes that the rows and the columns of a table of tokens [V, D] are stored over."""
+    rows, columns = _mesh_axes(mesh, "vocab"), _mesh_axes(mesh, "embed")
+    choices = ((rows, columns), ((), rows + columns), (rows, ()), ((), columns), ((), ()))
+    return next(
+        c for c in choices if all(size % _parts(mesh, names) == 0 for size, names in zip(shape, c, strict=True))
+    )
+
+
 def sharding(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of an array of `shape` whose dimensions are the logical `axes`."""
+    """The sharding of an array of `shape` whose dimensions are the logical `axes`, where it outlives a program.
+
+    All parts are equally large: a dimension that its mesh axes do not divide stays whole. The mesh axes of a vocabulary
+    that stays whole are given to the columns.
+    """
+    if axes == ("vocab", "embed"):
+        return NamedSharding(mesh, PartitionSpec(*(names or None for names in _table_axes(shape, mesh))))
     return NamedSharding(mesh, _partition_spec(shape, axes, mesh))
 
 
@@ -121,24 +155,75 @@ def gather(x: jax.Array, axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x, axes):
+    if axes == ("vocab", "embed"):
+        return vocabulary_rows(x)
     return constrain(x, *(None if axis in STORED_ONLY else axis for axis in axes))
 
 
-_gather.defvjp(
-    lambda x, axes: (_gather(x, axes), None),
-    lambda axes, _, gradient: (constrain(gradient, *axes),),  # a reduce-scatter; without it, an all-reduce
-)
+def _scatter_gradient(axes, _, gradient):
+    mesh = _mesh_in_force()
+    if mesh.size == 1:
+        return (gradient,)
+    stored = sharding(gradient.shape, axes, mesh).spec
+    return (jax.lax.with_sharding_constraint(gradient, stored),)  # a reduce-scatter; without it, an all-reduce
+
+
+_gather.defvjp(lambda x, axes: (_gather(x, axes), None), _scatter_gradient)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tells the compiler how an activation lies on the mesh in force (`jax.set_mesh`).
 
+    A dimension that its mesh axes do not divide stays whole; but for a vocabulary, which the compiler pads.
+
     Raises:
       RuntimeError: when no mesh is set; a constraint that silently does nothing has cost people weeks.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        raise RuntimeError("constrain() outside a mesh: wrap the call in `with jax.set_mesh(mesh):`.")
+    mesh = _mesh_in_force()
     if mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _partition_spec(x.shape, axes, mesh))
+    return jax.lax.with_sharding_constraint(x, _partition_spec(x.shape, axes, mesh, padded=("vocab",)))
+
+
+def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """The rows of a table of tokens, [B, T, D].
+
+    Each device reads the columns that it holds for all examples of its fsdp group, which then exchanges columns for
+    examples. Left to itself, XLA brings the columns of the whole batch to every device where `data` stands beside
+    `fsdp`.
+
+    Raises:
+      RuntimeError: when no mesh is set.
+    """
+    mesh = _mesh_in_force()
+    columns, fsdp = _table_axes(table_VD.shape, mesh)[1], _mesh_axes(mesh, "embed")
+    x_BTD = table_VD[tokens_BT]
+    if not set(columns) & set(fsdp):
+        return x_BTD
+    others = tuple(name for name in columns if name not in fsdp)
+    for batch, names in (("group", columns), ("batch", others)):
+        spec = _partition_spec(x_BTD.shape, (batch, "time", None), mesh)
+        x_BTD = jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(*spec[:2], names or None))
+    return x_BTD
+
+
+def vocabulary_rows(table_VD: jax.Array) -> jax.Array:
+    """A table of tokens [V, D] as the products with it want it: rows over `tensor`, columns whole.
+
+    Raises:
+      RuntimeError: when no mesh is set.
+    """
+    mesh = _mesh_in_force()
+    rows, columns = _mesh_axes(mesh, "vocab"), _table_axes(table_VD.shape, mesh)[1]
+    if set(rows) & set(columns):
+        # Stored by columns. In two steps, fsdp's share first, since XLA would bring the whole table to every device if
+        # it were asked for both at once.
+        table_VD = jax.lax.with_sharding_constraint(table_VD, PartitionSpec(None, rows))
+    return constrain(table_VD, "vocab", None)
+
+
+def _mesh_in_force() -> jax.sharding.AbstractMesh:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise RuntimeError("no mesh in force: wrap the call in `with jax.set_mesh(mesh):`.")
+    return mesh

@@ -32,7 +32,14 @@ from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_proce
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
 from gpt_jax.runs.problem import Answer, Predict, Problem, best_step, make_predict, measure, objective, open_problem
-from gpt_jax.runs.recipe import check_batch, check_config, check_counts, has_begun, schedule_and_optimizer
+from gpt_jax.runs.recipe import (
+    check_batch,
+    check_config,
+    check_counts,
+    check_model_fits,
+    has_begun,
+    schedule_and_optimizer,
+)
 from gpt_jax.runs.workdir import environment, open_workdir
 from gpt_jax.tasks.report import write_task_report
 from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
@@ -95,6 +102,7 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
     config, pretrained, tokenizer = resolve(config, workdir)
     model = model_config(None, **config.model)
     mesh = make_mesh(config.mesh)
+    check_model_fits(model, mesh)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))

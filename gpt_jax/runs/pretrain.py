@@ -34,7 +34,14 @@ from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, check_vocabulary, open_pretrained, prompt_ids
-from gpt_jax.runs.recipe import check_batch, check_config, check_counts, has_begun, schedule_and_optimizer
+from gpt_jax.runs.recipe import (
+    check_batch,
+    check_config,
+    check_counts,
+    check_model_fits,
+    has_begun,
+    schedule_and_optimizer,
+)
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
 from gpt_jax.text import sentencepiece
 from gpt_jax.text.imported import open_tokenizer as open_imported_tokenizer
@@ -83,6 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     config, pretrained = resolve(config, workdir)
     model = model_config(**config.model)
     mesh = make_mesh(config.mesh)
+    check_model_fits(model, mesh)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     check_sequence(config, mesh)
     schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gpt_jax import configuration
 from gpt_jax.errors import UserError
+from gpt_jax.models.config import ModelConfig
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.schedules import make_schedule
 
@@ -48,6 +49,45 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh, *, accumulation: int = 1, f
             f"{field}={batch} does not divide by {parts}the {rows} devices along mesh data and fsdp. The nearest that "
             f"does: {nearest}."
         )
+
+
+def check_model_fits(model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where an axis of the mesh would divide nothing of the model, or not evenly.
+
+    `tensor` divides the query heads and the MLP's width, `fsdp` the model's width and an LSTM's units. Key/value heads
+    are divided too; or, where `tensor` is a multiple of their number, each stands on all devices that have queries of
+    its group. In between, the queries of a device would belong to parts of groups. Of an LSTM, `tensor` divides the
+    vocabulary alone. A vocabulary need not divide (parallel/rules.py).
+    """
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    widths = {"embed_dim": model.embed_dim}
+    if model.core == "lstm":
+        widths["lstm_units"] = model.lstm_width
+    for name, width in widths.items():
+        if width % fsdp:
+            sizes = [size for size in range(1, 2 * fsdp) if not any(width % size for width in widths.values())]
+            raise UserError(
+                f"mesh.fsdp={fsdp} does not divide model.{name}={width}: it would stay whole on every device. Sizes "
+                f"near it that do: {_listed(sizes)}."
+            )
+    if model.core == "lstm":
+        return
+
+    def fits(tensor: int) -> bool:
+        groups = model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0
+        return model.num_heads % tensor == 0 and model.mlp_width % tensor == 0 and groups
+
+    if not fits(tensor):
+        sizes = [size for size in range(1, model.num_heads + 1) if fits(size)]
+        raise UserError(
+            f"mesh.tensor={tensor} does not go with model.num_heads={model.num_heads}, model.key_value_heads="
+            f"{model.kv_heads}, model.mlp_dim={model.mlp_width}: it must divide the heads and the MLP's width, and "
+            f"divide the key/value heads or be a multiple of them. Sizes that work: {_listed(sizes)}."
+        )
+
+
+def _listed(sizes: list[int]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def schedule_and_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:

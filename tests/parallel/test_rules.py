@@ -59,8 +59,25 @@ def test_optimizer_state_lies_where_its_parameter_lies():
 
 def test_a_dimension_that_does_not_divide_stays_whole():
     mesh = make_mesh({"data": 2, "tensor": 4})
-    shape = {"embedding": {"tokens": jax.ShapeDtypeStruct((40_478, 768), "float32")}}
-    assert tree_shardings(shape, mesh)["embedding"]["tokens"].spec == P(None, None)
+    shape = {"mlp": {"up": {"bias": jax.ShapeDtypeStruct((2, 30), "float32")}}}
+    assert tree_shardings({"layers": shape}, mesh)["layers"]["mlp"]["up"]["bias"].spec == P(None, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "sizes", "spec"),
+    [
+        (40_480, 768, {"fsdp": 2, "tensor": 4}, P("tensor", "fsdp")),
+        (40_478, 768, {"fsdp": 2, "tensor": 4}, P(None, ("tensor", "fsdp"))),
+        (40_478, 768, {"data": 2, "tensor": 4}, P(None, "tensor")),
+        (40_478, 768, {"fsdp": 8}, P(None, "fsdp")),
+        (40_478, 20, {"fsdp": 2, "tensor": 4}, P(None, "fsdp")),
+        (40_478, 21, {"fsdp": 2, "tensor": 4}, P(None, None)),
+        (40_480, 21, {"fsdp": 2, "tensor": 4}, P("tensor", None)),
+    ],
+)
+def test_a_vocabulary_that_tensor_does_not_divide_is_stored_by_columns(rows, columns, sizes, spec):
+    shapes = {"embedding": {"tokens": jax.ShapeDtypeStruct((rows, columns), "float32")}}
+    assert tree_shardings(shapes, make_mesh(sizes))["embedding"]["tokens"].spec == spec
 
 
 def test_constraints_reach_the_compiler():
@@ -70,8 +87,8 @@ def test_constraints_reach_the_compiler():
         params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
         ids = jax.ShapeDtypeStruct((8, 16), "int32")
         text = jax.jit(lambda p, x: decoder.Decoder(config).apply({"params": p}, x)).lower(params, ids).as_text()
-    # embedding, logits; q, k, v, two residual sums and the MLP's hidden layer of each of two layers
-    assert text.count("sdy.sharding_constraint") == 2 + 2 * 6
+    # embedding, output matrix, logits; q, k, v, two residual sums and the MLP's hidden layer of each of two layers
+    assert text.count("sdy.sharding_constraint") == 3 + 2 * 6
 
 
 def test_a_constraint_outside_a_mesh_is_an_error_not_a_no_op():

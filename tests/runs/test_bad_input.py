@@ -40,6 +40,8 @@ def refused(runs, capsys):
         ({"train.batch_size": 12}, ["train.batch_size=12", "8 devices", "nearest that does: 16"]),
         ({"train.accumulation": 2}, ["train.accumulation=2", "nearest that does: 16"]),
         ({"mesh.data": 3}, ["data=3", "there are 8"]),
+        ({"mesh.slices": 2}, ["mesh.slices=2", "--config.mesh.slices=1"]),
+        ({"mesh.data": 1, "mesh.tensor": 8}, ["mesh.tensor=8", "num_heads=", "Sizes that work: 1, "]),
         ({"data.sequence_length": 64}, ["data.sequence_length=64", "context_length=32"]),
         ({"train.epochs": 2.0}, ["train.steps=12", "train.epochs=2.0", "exactly one"]),
         ({"train.steps": 0}, ["train.steps=0", "exactly one"]),

@@ -252,6 +252,7 @@ def test_scores_are_regressed(form, pretrained, tmp_path):
         (["--config.data.metrics=('bleu',)"], ["bleu", "accuracy"]),
         (["--config.model.embed_dim=64"], ["model.embed_dim=64", "the weights have 32"]),
         (["--config.init_from=/nowhere"], ["/nowhere"]),
+        (["--config.mesh.data=1", "--config.mesh.tensor=8"], ["mesh.tensor=8", "Sizes that work: 1, "]),
         (["--config.data.train=file:/nowhere.csv"], ["/nowhere.csv"]),
     ],
 )
