@@ -194,7 +194,7 @@ def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: 
 
 
 def rematerialised(layer: Callable, config: ModelConfig) -> Callable:
-    """(x_BTD, stored parameters of one layer, key) -> x_BTD, which keeps for the backward pass what `config.remat` says."""
+    """(x_BTD, stored parameters of one layer, key) -> x_BTD, keeping for the backward pass what `config.remat` says."""
 
     def run(x_BTD: jax.Array, one_layer: dict, key: jax.Array | None) -> jax.Array:
         return layer(x_BTD, gather_kernels(one_layer, config), key=key)
