@@ -1,17 +1,20 @@
 """The one entry: reads --config, starts the runtime, hands over to the run that the config names.
 
-python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] [--doctor]
+python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value]
+                       [--plan=TOPOLOGY [--plan_search] | --doctor]
 """
 
 import ast
 import importlib
 import itertools
+import os
 import re
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -26,12 +29,24 @@ OUT_OF_MEMORY = (
     "model.logits_chunk=128, model.attention_block=128, model.compute_dtype=bfloat16 (not on a CPU), more devices "
     "along mesh.fsdp."
 )
-DOCTOR = "--doctor"  # checks everything that a run needs, and runs nothing
-USAGE = "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] [--doctor]"
+USAGE = (
+    "python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config.any.field=value] "
+    "[--plan=TOPOLOGY [--plan_search] | --doctor]"
+)
 
 
-def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
-    """The config with its overrides, and the workdir.
+class Command(NamedTuple):
+    """A parsed command line."""
+
+    config: ConfigDict
+    workdir: Path
+    plan: str | None = None
+    plan_search: bool = False
+    doctor: bool = False
+
+
+def parse_flags(argv: list[str]) -> Command:
+    """The config with its overrides, the workdir, and what stands beside them.
 
     Raises:
       UserError: for flags, files and values that are not as expected.
@@ -62,7 +77,9 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     name, _, argument = chosen.partition(":")
     variant = re.sub(r"[^\w.-]+", "-", argument) or values.config.get("model", {}).get("preset") or "default"
     workdir = Path(values.workdir) if values.workdir else Path("runs") / f"{Path(name).stem}-{variant}"
-    return values.config, workdir
+    if values.plan_search and not values.plan:
+        raise UserError(f"--plan_search: for which machine? Say --plan=TOPOLOGY too.\nUsage: {USAGE}")
+    return Command(values.config, workdir, values.plan, values.plan_search, values.doctor)
 
 
 def _parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -72,6 +89,9 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
         "config", help_string=f"The experiment. {USAGE}", flag_values=values, lock_config=True, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/CONFIG-PRESET/.", flag_values=values)
+    flags.DEFINE_string("plan", None, "Compile for this machine, v5e-16 say, instead of running.", flag_values=values)
+    flags.DEFINE_bool("plan_search", False, "With --plan: try variants and keep the best.", flag_values=values)
+    flags.DEFINE_bool("doctor", False, "Check everything that the run needs, and run nothing.", flag_values=values)
     flags.DEFINE_bool("help", False, "Shows this text.", short_name="h", flag_values=values)
     try:
         return values, values(argv)[1:]
@@ -145,12 +165,19 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        config, workdir = parse_flags([word for word in argv if word != DOCTOR])
-        if DOCTOR in argv:
+        command = parse_flags(argv)
+        if command.doctor:
             from gpt_jax.runs import doctor
 
-            return doctor.run(config, workdir)
-        run(config, workdir, began)
+            return doctor.run(command.config, command.workdir)
+        if command.plan:
+            # Before JAX starts: it would take hold of a TPU that is here, and a plan needs none.
+            os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if command.plan == "gpu" else "cpu")
+            from gpt_jax.runs import plan
+
+            plan.run(command.config, command.workdir, command.plan)
+            return 0
+        run(command.config, command.workdir, began)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

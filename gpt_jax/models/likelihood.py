@@ -95,9 +95,11 @@ def _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC):
     largest_BC1 = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in logits])
     sum_BC1 = sum(row_sums(jnp.exp(x - largest_BC1).astype(hidden_BCD.dtype)) for x in logits)
     log_sum_BC1 = largest_BC1 + jnp.log(sum_BC1)
-    is_target_BCV = _one_hot(targets_BC, matrices[0].shape[0])
-    target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits[0], 0), axis=-1)
+    # The targets' logits from their rows, rounded as the others are: picking them out of the logits is a pass over all.
+    rows_BCD = matrices[0][targets_BC].astype(wide)
+    target_logits_BC = jnp.sum(hidden_BCD.astype(wide) * rows_BCD, axis=-1).astype(hidden_BCD.dtype).astype(wide)
     nats_BC = log_sum_BC1[..., 0] - target_logits_BC
+    is_target_BCV = _one_hot(targets_BC, matrices[0].shape[0])
     hidden_gradient_BCD, matrix_gradients = 0.0, []
     for matrix, x, is_target in zip(matrices, logits, (is_target_BCV, 0, 0), strict=False):
         error = ((jnp.exp(x - log_sum_BC1) - is_target) * weights_BC[..., None]).astype(hidden_BCD.dtype)

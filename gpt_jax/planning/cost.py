@@ -1,7 +1,7 @@
 """What a compiled TPU program costs: the compiler's own cycles, and what its collectives and kernels add to them.
 
 The optimized HLO of a TPU carries an estimate of cycles at each costly instruction, but none at collectives and Pallas
-calls (shared reference: jax.md). So:
+calls. So:
 
 - cycles of a computation: the sum over its instructions in the order of the schedule; a loop's body times its trips;
 - a Pallas call: the longer of its FLOPs at half the chip's peak and its bytes at 78% of the memory's bandwidth;
@@ -98,6 +98,7 @@ class _Estimate:
     def __init__(self, module: Module, mesh_shape: dict[str, int], chip: Chip):
         self.module, self.chip = module, chip
         self.axes, self.shape = tuple(mesh_shape), tuple(mesh_shape.values())
+        self.by_name = {i.name: i for c in module.computations.values() for i in c.instructions}
         self.pallas = 0.0
         self.items: dict[tuple, list] = {}
         self.sent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
@@ -184,11 +185,11 @@ class _Estimate:
     def _communicate(self, clock: _Clock, arrival: dict, instruction: Instruction, transfer: tuple, times: int) -> None:
         phase, collective = transfer
         if phase == "done":
-            start = next((name for name in self._sources(instruction, arrival) if name in arrival), None)
-            key, due = arrival.pop(start, (None, clock.now))
-            waited = max(due - clock.now, 0.0)
-            clock.now += waited
-            if key is not None:
+            start = self._start_of(instruction, arrival)
+            if start is not None:
+                key, due = arrival.pop(start)
+                waited = max(due - clock.now, 0.0)
+                clock.now += waited
                 self.sent[key][2] += times * waited
             return
         kind, axes, sent = self._ring(collective, instruction)
@@ -200,31 +201,21 @@ class _Estimate:
         total[1] += times * sent
         if phase == "start":
             arrival[instruction.name] = ((kind, axes), clock.wires_free)
-            self._names = getattr(self, "_names", {})
         else:
             total[2] += times * (clock.wires_free - clock.now)
             clock.now = clock.wires_free
-            clock.work(0.0)
 
-    def _sources(self, instruction: Instruction, arrival: dict) -> list[str]:
-        """Instructions from which a `done` may come: its operands, and theirs, through the fusions in between."""
-        seen, queue = [], list(instruction.operand_names)
-        by_name = self._entry_index()
+    def _start_of(self, done: Instruction, arrival: dict) -> str | None:
+        """The start among `arrival` that `done` waits for: back along the operands, through fusions in between."""
+        seen, queue = set(), list(done.operand_names)
         while queue and len(seen) < 200:
             name = queue.pop(0)
-            if name in seen:
-                continue
-            seen.append(name)
             if name in arrival:
-                return [name]
-            if name in by_name:
-                queue.extend(by_name[name].operand_names[:4])
-        return seen
-
-    def _entry_index(self) -> dict[str, Instruction]:
-        if not hasattr(self, "_index"):
-            self._index = {i.name: i for c in self.module.computations.values() for i in c.instructions}
-        return self._index
+                return name
+            if name not in seen and name in self.by_name:
+                seen.add(name)
+                queue.extend(self.by_name[name].operand_names[:4])
+        return None
 
     def _ring(self, collective: Instruction, around: Instruction) -> tuple[str, str, float]:
         """(kind, mesh axes, bytes that each chip sends) of a collective."""

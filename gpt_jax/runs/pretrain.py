@@ -296,7 +296,8 @@ def train(
 ) -> MetricsLog:
     """From the opened text to the last checkpoint; returns the record of the run, closed."""
     c, batch, length = config, config.train.batch_size, config.data.sequence_length
-    schedule, optimizer = schedule_and_optimizer(config, steps)
+    settings = step_settings(config, model, steps)
+    optimizer = settings["optimizer"]
     build = state_builder(functools.partial(decoder.init, model), optimizer, c.seed)
     abstract = abstract_state(build, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
@@ -313,14 +314,7 @@ def train(
         f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {batch} windows "
         f"({steps * batch / len(text.windows):.1f} epochs); the first step takes a while: it is compiled"
     )
-    step = compile_train_step(
-        abstract,
-        mesh,
-        loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
-        optimizer=optimizer,
-        schedule=schedule,
-        accumulation=c.train.accumulation,
-    )
+    step = compile_train_step(abstract, mesh, **settings)
     rows = sharding((batch, length), ("batch", "time"), mesh)
     batches = training_batches(
         text.windows, batch_size=batch, seed=c.seed, first_step=start, sharding=rows, prefetch=c.data.prefetch
@@ -355,6 +349,17 @@ def train(
         )
         loop.fit(state)
     return log
+
+
+def step_settings(config: ConfigDict, model: ModelConfig, steps: int) -> dict[str, Any]:
+    """What makes `train_step` this run's step; planning compiles the same."""
+    schedule, optimizer = schedule_and_optimizer(config, steps)
+    return dict(
+        loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
+        optimizer=optimizer,
+        schedule=schedule,
+        accumulation=config.train.accumulation,
+    )
 
 
 def make_evaluate(

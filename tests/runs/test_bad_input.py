@@ -183,7 +183,7 @@ def test_a_mistake_in_a_config_file_keeps_its_traceback(tmp_path):
 
 
 def test_flags_may_be_written_with_a_space_and_the_workdir_has_a_plain_name(monkeypatch):
-    config, workdir = parse_flags(["main", "--config", "configs/pretrain.py:books,source=file:/my/*.txt,epochs=2"])
+    config, workdir, *_ = parse_flags(["main", "--config", "configs/pretrain.py:books,source=file:/my/*.txt,epochs=2"])
     assert config.train.epochs == 2 and config.train.steps == 0
     assert str(workdir) == "runs/pretrain-books-source-file-my-.txt-epochs-2"
     assert str(parse_flags(["main", "--config=configs/pretrain.py"])[1]) == "runs/pretrain-books"

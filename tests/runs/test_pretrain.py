@@ -183,7 +183,7 @@ def test_fields_that_change_no_number_may_change(tmp_path):
 
 def test_the_packages_function_does_what_the_command_does(runs, tmp_path):
     arguments = runs.arguments(tmp_path, **{"train.steps": 3, "train.eval_every": 0, "report.sample_every": 0})
-    config, workdir = parse_flags(["main", *arguments])
+    config, workdir, *_ = parse_flags(["main", *arguments])
     result = gpt_jax.run(config, workdir)
     row = read_metrics(tmp_path)[3, "valid"]
     assert result == {"loss": row["loss"], "bits_per_byte": row["bits_per_byte"]}

@@ -1,0 +1,272 @@
+"""`--plan=TOPOLOGY`: does a pretraining fit on that machine, and how fast will it be? The machine need not be there.
+
+The very step that training runs is compiled for the topology. What the compiler says of it is printed and kept in
+`plan.json`, its program in `optimized_hlo.txt`.
+"""
+
+import dataclasses
+import functools
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from gpt_jax import configuration
+from gpt_jax.errors import UserError
+from gpt_jax.models import decoder
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.models.flops import training_flops_per_token
+from gpt_jax.models.presets import model_config
+from gpt_jax.parallel.devices import GIB
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import sharding
+from gpt_jax.planning import hlo, memory
+from gpt_jax.planning.cost import Cost, estimate
+from gpt_jax.planning.report import render
+from gpt_jax.planning.topologies import Topology, find_topology
+from gpt_jax.progress import say
+from gpt_jax.runs import pretrain
+from gpt_jax.runs.recipe import check_batch, check_model_fits
+from gpt_jax.training.state import TrainState, abstract_state, state_builder
+from gpt_jax.training.step import jit_train_step
+
+DEAREST = 10
+
+
+class OutOfMemory(Exception):
+    """The compiler's verdict that a program does not fit.
+
+    Attributes:
+      needed, missing: bytes of a chip's memory; missing is None where the compiler does not say.
+    """
+
+    def __init__(self, needed: int | None, missing: int | None):
+        super().__init__(needed, missing)
+        self.needed, self.missing = needed, missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step that is ready to be compiled for a mesh."""
+
+    config: ConfigDict
+    model: ModelConfig
+    mesh: jax.sharding.Mesh
+    abstract: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, all chips together."""
+        return self.config.train.batch_size * self.config.data.sequence_length
+
+
+def run(config: ConfigDict, workdir: Path, topology_name: str) -> dict[str, Any]:
+    """Plans the pretraining that `config` describes for `topology_name`; prints the report and returns the plan.
+
+    Raises:
+      UserError: for what cannot be planned, and where the program does not fit; `plan.json` is written all the same.
+    """
+    if config.run != "pretrain":
+        raise UserError(f"--plan: of pretraining runs only (configs/pretrain.py), and this is run={config.run!r}.")
+    jax.config.update("jax_threefry_partitionable", True)
+    topology = find_topology(topology_name)
+    step = prepare(config, topology)
+    say(f"compiling {pretrain.title(step.config)} for {topology.name} ({len(topology.devices)} devices) ...")
+    workdir = workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        plan, text = make_plan(step, topology)
+    except OutOfMemory as verdict:
+        plan = facts(step, topology) | {"fits": False, "missing_bytes": verdict.missing, "needed_bytes": verdict.needed}
+        configuration.write_json(workdir / "plan.json", plan)
+        raise UserError(_does_not_fit(plan, nearest_that_fits(step.config, topology))) from None
+    configuration.write_json(workdir / "plan.json", plan)
+    (workdir / "optimized_hlo.txt").write_text(text)
+    print(render(plan))
+    print(f"plan: {workdir / 'plan.json'}; the compiled program: {workdir / 'optimized_hlo.txt'}")
+    return plan
+
+
+def prepare(config: ConfigDict, topology: Topology) -> Step:
+    """The step that training would run on `topology`, with nothing made yet.
+
+    Raises:
+      UserError: for a config that contradicts itself or the topology.
+    """
+    config, _ = pretrain.resolve(config)
+    model = model_config(**config.model)
+    mesh = make_mesh(config.mesh, topology.devices)
+    check_model_fits(model, mesh)
+    check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
+    pretrain.check_sequence(config, mesh)
+    settings = pretrain.step_settings(config, model, config.train.steps or 10**6)
+    build = state_builder(functools.partial(decoder.init, model), settings["optimizer"], config.seed)
+    shape = (config.train.batch_size, config.data.sequence_length)
+    rows = sharding(shape, ("batch", "time"), mesh)
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "loss_mask": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
+    return Step(config, model, mesh, abstract_state(build, mesh), batch)
+
+
+def compile_step(step: Step) -> tuple[jax.stages.Compiled, float]:
+    """The compiled step, and the seconds that took.
+
+    Raises:
+      OutOfMemory: the compiler says that it does not fit.
+    """
+    settings = pretrain.step_settings(step.config, step.model, step.config.train.steps or 10**6)
+    jitted = jit_train_step(step.abstract, step.mesh, **settings)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(step.mesh, PartitionSpec()))
+    began = time.monotonic()
+    with jax.set_mesh(step.mesh):
+        lowered = jitted.lower(step.abstract, step.batch, seed)
+        try:
+            return lowered.compile(), time.monotonic() - began
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+                raise
+            used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
+            missing = re.search(r"by ([\d.]+)([KMGT]?)\b", str(error))
+            raise OutOfMemory(_bytes(used), _bytes(missing)) from None
+
+
+def make_plan(step: Step, topology: Topology) -> tuple[dict[str, Any], str]:
+    """(what `plan.json` says, the compiled program's text).
+
+    Raises:
+      OutOfMemory: the program does not fit.
+    """
+    compiled, seconds = compile_step(step)
+    text = compiled.as_text()
+    module, said = hlo.parse(text), compiled.memory_analysis()
+    parts = {
+        "parameters": memory.shard_bytes(step.abstract.params),
+        "optimizer": memory.shard_bytes(step.abstract.opt_state),
+        "batch": memory.shard_bytes(step.batch),
+    }
+    parts |= memory.temporary_parts(module, said.temp_size_in_bytes, *_shapes(step))
+    parts["program"] = said.generated_code_size_in_bytes
+    parts["total"] = (
+        said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes + said.temp_size_in_bytes
+        + said.generated_code_size_in_bytes
+    )  # fmt: skip
+    hbm = topology.chip.hbm_bytes if topology.chip else 0
+    plan = facts(step, topology) | {
+        "fits": not hbm or parts["total"] <= hbm,
+        "bytes_per_chip": parts,
+        "compile_seconds": round(seconds, 1),
+    }
+    if topology.platform == "tpu":
+        cost = estimate(module, dict(step.mesh.shape), topology.chip)
+        plan |= _speed(step, topology, cost)
+    return plan, text
+
+
+def facts(step: Step, topology: Topology) -> dict[str, Any]:
+    """What is known before anything is compiled."""
+    flops = training_flops_per_token(step.model, step.config.data.sequence_length) * step.tokens
+    return {
+        "topology": topology.name,
+        "layout": topology.layout,
+        "chips": len(topology.devices),
+        "device_kind": topology.devices[0].device_kind,
+        "hbm_bytes": topology.chip.hbm_bytes if topology.chip else None,
+        "model": pretrain.title(step.config),
+        "parameters": decoder.parameter_count(step.model),
+        "mesh": dict(step.mesh.shape),
+        "sequences": step.config.train.batch_size,
+        "sequence_length": step.config.data.sequence_length,
+        "accumulation": step.config.train.accumulation,
+        "dropout": {place: step.model.dropout_rate(place) for place in ("embedding", "attention", "residual")},
+        "remat": step.model.remat,
+        "scan_layers": step.model.scan_layers,
+        "compute_dtype": step.model.compute_dtype,
+        "analytic_flops": flops,
+        "state_bytes": memory.shard_bytes(step.abstract),
+    }
+
+
+def _speed(step: Step, topology: Topology, cost: Cost) -> dict[str, Any]:
+    chip = topology.chip
+    flops = training_flops_per_token(step.model, step.config.data.sequence_length) * step.tokens / len(topology.devices)
+    ideal = flops / chip.flops_per_cycle
+    return {
+        "estimated_step_seconds": cost.total_cycles / chip.cycles_per_second,
+        "estimated_step_seconds_without_collectives": cost.compute_cycles / chip.cycles_per_second,
+        "estimated_mfu": ideal / cost.total_cycles,
+        "estimated_mfu_without_collectives": ideal / cost.compute_cycles,
+        "estimated_tokens_per_second": step.tokens * chip.cycles_per_second / cost.total_cycles,
+        "compute_cycles": cost.compute_cycles,
+        "total_cycles": cost.total_cycles,
+        "pallas_cycles": cost.pallas_cycles,
+        "ring_bytes_per_second": chip.ring_bytes_per_second,
+        "flops_per_cycle": chip.flops_per_cycle,
+        "collectives": [dataclasses.asdict(collective) for collective in cost.collectives],
+        "dearest": [dataclasses.asdict(item) for item in cost.items[:DEAREST]],
+    }
+
+
+def _shapes(step: Step) -> tuple[set[tuple[int, ...]], set[int]]:
+    """Shapes of the parameters, one layer at a time, whole and divided; and sizes of the vocabulary's dimension."""
+    shapes = set()
+    for leaf in jax.tree.leaves(step.abstract.params):
+        for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
+            shapes |= {shape, shape[1:]}
+    vocabulary = step.model.vocab_size
+    tensor = step.mesh.shape["tensor"]
+    return {tuple(size for size in shape if size != 1) for shape in shapes}, {vocabulary, -(-vocabulary // tensor)}
+
+
+def nearest_that_fits(config: ConfigDict, topology: Topology) -> dict[str, Any] | None:
+    """The first change of `config` that fits, tried from the one that costs least speed on; None if none does."""
+    for change in _changes(config, len(topology.devices)):
+        say("trying " + flags(change))
+        try:
+            compile_step(prepare(changed(config, change), topology))
+        except (OutOfMemory, UserError):
+            continue
+        return change
+    return None
+
+
+def _changes(config: ConfigDict, chips: int) -> list[dict[str, Any]]:
+    whole = {"mesh.data": 1, "mesh.fsdp": chips // (config.mesh.tensor * config.mesh.sequence)}
+    rows = config.train.batch_size // max(whole["mesh.fsdp"], 1)
+    parts = [n for n in (2, 4, 8, 16, 32, 64) if n <= rows and rows % n == 0]
+    return [
+        whole,
+        whole | {"model.remat": "dots"},
+        whole | {"model.remat": "block", "model.logits_chunk": 256},
+        *(whole | {"model.remat": "block", "model.logits_chunk": 256, "train.accumulation": n} for n in parts),
+    ]
+
+
+def changed(config: ConfigDict, change: dict[str, Any]) -> ConfigDict:
+    """A copy of `config` with other values, by their dotted names."""
+    copy = config.copy_and_resolve_references().unlock()
+    for name, value in change.items():
+        copy[name] = value
+    return copy.lock()
+
+
+def flags(change: dict[str, Any]) -> str:
+    """The same as one types it."""
+    return " ".join(f"--config.{name}={value}" for name, value in change.items())
+
+
+def _does_not_fit(plan: dict[str, Any], change: dict[str, Any] | None) -> str:
+    missing = plan["missing_bytes"]
+    short = f"{missing / GIB:.2f} GiB a chip are missing" if missing else "the compiler does not say by how much"
+    state = f"parameters and optimizer alone take {plan['state_bytes'] / GIB:.2f} GiB a chip"
+    advice = f"The nearest change that fits: {flags(change)}" if change else "Nothing tried fits: take more chips."
+    return f"--plan={plan['topology']}: {plan['model']} does not fit: {short} ({state}). {advice}"
+
+
+def _bytes(found: re.Match | None) -> int | None:
+    return None if found is None else int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
