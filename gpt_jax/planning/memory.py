@@ -9,6 +9,7 @@ import jax
 from gpt_jax.planning.hlo import Instruction, Module, array_bytes
 
 # They name memory that another instruction made.
+_MOVES = ("copy", "copy-start", "copy-done", "slice-start", "slice-done", "bitcast")  # the same numbers in another place
 _ALIASES = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "optimization-barrier")
 
 
@@ -26,12 +27,18 @@ def temporary_parts(module: Module, total: int, parameter_shapes: set[tuple[int,
     Args:
       parameter_shapes: of one layer's and all other parameters, whole and divided; vocabulary: V, whole and divided.
     """
-    alive = _alive_at_peak(module)
+    by_name = {instruction.name: instruction for instruction in module.entry.instructions}
+
+    def origin(instruction: Instruction) -> Instruction:
+        while instruction.opcode in _MOVES and instruction.operand_names[0] in by_name:
+            instruction = by_name[instruction.operand_names[0]]
+        return instruction
+
     sizes: Counter[str] = Counter()
-    for instruction in alive:
+    for instruction in _alive_at_peak(module):
         for (_, shape), size in zip(instruction.arrays, _hbm_sizes(instruction), strict=True):
             if size:
-                sizes[_kind(instruction, shape, parameter_shapes, vocabulary)] += size
+                sizes[_kind(origin(instruction), shape, parameter_shapes, vocabulary)] += size
     scale = total / max(sum(sizes.values()), 1)
     parts = {kind: round(scale * sizes[kind]) for kind in ("activations", "gradients", "logits")}
     return parts | {"temporaries": total - sum(parts.values())}
@@ -44,16 +51,20 @@ def _kind(instruction: Instruction, shape: tuple, parameter_shapes: set[tuple[in
         return "gradients" if "transpose(" in name or "dot_general" in name else "temporaries"
     if vocabulary & set(shape):
         return "logits"
-    return "activations" if "jvp(" in name and "transpose(" not in name else "temporaries"
+    return "activations" if "transpose(" not in name and ("jvp(" in name or "checkpoint" in name) else "temporaries"
 
 
 def _hbm_sizes(instruction: Instruction) -> list[int]:
     """Bytes of each array of the result, 0 for those in the chip's fast memory (space 1 and up)."""
     texts = re.findall(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?", instruction.shape)
-    return [
+    sizes = [
         0 if re.search(r"S\([1-9]\)", text) else array_bytes(*array)
         for text, array in zip(texts, instruction.arrays, strict=True)
     ]
+    if instruction.opcode in ("copy-start", "slice-start"):  # the source stands beside the destination
+        destination = 0 if instruction.opcode == "copy-start" else 1
+        sizes = [size if index == destination else 0 for index, size in enumerate(sizes)]
+    return sizes
 
 
 def _alive_at_peak(module: Module) -> list[Instruction]:
