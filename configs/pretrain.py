@@ -170,6 +170,7 @@ def lstm(config: ConfigDict) -> None:
     """GPT-1's recipe for the LSTM of its table 5, of which the paper says no more; clipped, as LSTMs usually are."""
     gpt1(config)
     config.optimizer.clip_norm = 1.0
+    config.model.update(compute_dtype=None, attention_block=None)  # its recurrence runs in float32
 
 
 def weights(config: ConfigDict) -> None:
@@ -192,6 +193,16 @@ def gpt1(config: ConfigDict) -> None:
     config.train.update(batch_size=64, epochs=100.0)
     config.schedule.update(name="warmup_cosine", peak=2.5e-4, warmup_steps=2000)
     config.optimizer.update(name="openai_adam", weight_decay=0.01, clip_norm=0.0)
+    on_accelerators(config)
+
+
+def on_accelerators(config: ConfigDict) -> None:
+    """How the papers' sizes run, on as many chips as there are; it changes no model, and each field may be set back.
+
+    bfloat16 products, weights and optimizer divided over all chips, queries in blocks that skip the keys behind them.
+    """
+    config.model.update(compute_dtype="bfloat16", attention_block=256)
+    config.mesh.update(data=1, fsdp=-1)
 
 
 def gpt2(config: ConfigDict) -> None:
@@ -203,6 +214,7 @@ def gpt2(config: ConfigDict) -> None:
     config.train.update(batch_size=512, steps=600_000)
     config.schedule.update(peak=peak, warmup_steps=700, final_fraction=0.1)
     config.optimizer.update(beta2=0.95, weight_decay=0.1)
+    on_accelerators(config)
 
 
 def gpt3(config: ConfigDict) -> None:
@@ -225,6 +237,7 @@ def gpt3(config: ConfigDict) -> None:
         peak=peak, warmup_tokens=375_000_000, decay_tokens=260_000_000_000, final_fraction=0.1
     )  # fmt: skip
     config.optimizer.update(beta2=0.95, weight_decay=0.1)
+    on_accelerators(config)
 
 
 def llama(config: ConfigDict) -> None:
@@ -238,3 +251,4 @@ def llama(config: ConfigDict) -> None:
     peak = 1.5e-4 if parameter_count(model) > 30e9 else 3e-4
     config.schedule.update(peak=peak, warmup_steps=2000, final_fraction=0.1)
     config.optimizer.update(beta2=0.95, epsilon=1e-5, weight_decay=0.1)
+    on_accelerators(config)
