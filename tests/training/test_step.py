@@ -1,6 +1,5 @@
 """The train step: accumulation, meshes and dropout keys change nothing that they should not."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
-from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
+from gpt_jax.parallel.mesh import single_device_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.training.losses import language_model_loss
 from gpt_jax.training.optimizers import make_optimizer
@@ -63,34 +62,6 @@ def test_the_first_loss_is_that_of_guessing_and_the_state_counts_its_steps():
 def test_accumulation_gives_the_whole_batchs_losses(accumulation):
     history, _ = losses(single_device_mesh(), accumulation=accumulation)
     np.testing.assert_allclose(history, reference()[0], rtol=2e-5)
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"data": 8},
-        {"fsdp": 8},
-        {"data": 2, "tensor": 4},
-        {"fsdp": 2, "tensor": 2, "sequence": 2},
-        {"data": 2, "fsdp": 4},
-    ],
-    ids=str,
-)
-def test_every_mesh_gives_one_devices_losses(sizes):
-    mesh = make_mesh(sizes)
-    history, state = losses(mesh)
-    np.testing.assert_allclose(history, reference()[0], rtol=2e-5)
-    kernel = state.params["layers"]["mlp"]["up"]["kernel"]
-    divided = kernel.size / kernel.addressable_shards[0].data.size
-    assert divided == mesh.shape["fsdp"] * mesh.shape["tensor"]
-
-
-def test_dropout_does_not_depend_on_the_mesh():
-    config = dataclasses.replace(CONFIG, dropout=0.2)
-    one, _ = losses(single_device_mesh(), config=config)
-    other, _ = losses(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), config=config)
-    np.testing.assert_allclose(one, other, rtol=2e-5)
-    assert not np.allclose(one, reference()[0], rtol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
