@@ -165,6 +165,8 @@ def _scatter_gradient(axes, _, gradient):
     if mesh.size == 1:
         return (gradient,)
     stored = sharding(gradient.shape, axes, mesh).spec
+    if axes == ("vocab", "embed") and stored[0] is None and _mesh_axes(mesh, "vocab"):
+        gradient = constrain(gradient, "vocab", None)  # rows first, as they were multiplied with; columns to be stored
     return (jax.lax.with_sharding_constraint(gradient, stored),)  # a reduce-scatter; without it, an all-reduce
 
 

@@ -87,8 +87,9 @@ def test_constraints_reach_the_compiler():
         params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
         ids = jax.ShapeDtypeStruct((8, 16), "int32")
         text = jax.jit(lambda p, x: decoder.Decoder(config).apply({"params": p}, x)).lower(params, ids).as_text()
-    # embedding, output matrix, logits; q, k, v, two residual sums and the MLP's hidden layer of each of two layers
-    assert text.count("sdy.sharding_constraint") == 3 + 2 * 6
+    # embedding, output matrix, logits; of each of two layers q, k, v, two residual sums, the MLP's hidden layer, and
+    # six kernels
+    assert text.count("sdy.sharding_constraint") == 3 + 2 * (6 + 6)
 
 
 def test_a_constraint_outside_a_mesh_is_an_error_not_a_no_op():
