@@ -51,7 +51,7 @@ def assert_all_close(results, expected, atol):
 
 @pytest.mark.parametrize(
     ("time", "heads", "kv_heads", "width", "window"),
-    [(256, 2, 2, 64, 0), (384, 4, 2, 64, 0), (256, 2, 1, 128, 0), (384, 2, 2, 64, 100), (256, 4, 1, 32, 1)],
+    [(256, 2, 2, 64, 0), (256, 4, 2, 32, 0), (384, 2, 1, 64, 100)],
 )
 def test_splash_is_the_plain_kernel_forward_and_backward(time, heads, kv_heads, width, window):
     arrays = operands(time, heads, kv_heads, width, batch=1)
@@ -205,7 +205,7 @@ def layer(heads, kv_heads, *, window=0, dropout=0.0, width=8, time=32):
     return lambda q, k, v: attention.attend(q, k, v, config, key, window=window)
 
 
-SEQUENCE_MESHES = ({"data": 2, "tensor": 2, "sequence": 2}, {"sequence": 8}, {"data": 4, "sequence": 2})
+SEQUENCE_MESHES = ({"data": 2, "tensor": 2, "sequence": 2}, {"sequence": 8})
 
 
 def divided(arrays, mesh):
