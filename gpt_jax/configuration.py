@@ -13,7 +13,7 @@ from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError, did_you_mean
 
 # Fields that change neither the data order nor, but for rounding, the numbers: a run may go on with others.
-FREE_TO_CHANGE = ("mesh.", "checkpoint.", "report.", "data.cache_dir", "data.prefetch")
+FREE_TO_CHANGE = ("mesh.", "checkpoint.", "report.", "data.cache_dir", "data.prefetch", "model.attention_kernel")
 
 
 def parse_argument(argument: str | None, *, presets: Mapping[str, Any] | list[str], fields: Mapping[str, type]):

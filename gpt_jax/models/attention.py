@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.models.attention_kernels import choose_kernel, cudnn_attention, repeated_heads, splash_attention
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.layers import dropout_mask, linear, rotate, row_sums
-from gpt_jax.parallel.rules import constrain
+from gpt_jax.parallel.rules import constrain, parts
 
 
 def dot_product_attention(
@@ -163,9 +164,42 @@ def self_attention(
     if config.positions == "rotary":
         positions_T = jnp.arange(time)
         q_BTNH, k_BTKH = rotate(q_BTNH, positions_T, config), rotate(k_BTKH, positions_T, config)
-    dropping = dict(dropout_rate=config.dropout_rate("attention"), key=key)
-    if window:
-        out_BTNH = banded_attention(q_BTNH, k_BTKH, v_BTKH, window=window, **dropping)
-    else:
-        out_BTNH = dot_product_attention(q_BTNH, k_BTKH, v_BTKH, block=config.attention_block, **dropping)
+    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, config, key, window=window)
     return linear(out_BTNH.reshape(batch, time, -1), params["output"])
+
+
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, config: ModelConfig, key: jax.Array | None, *, window: int
+) -> jax.Array:
+    """Causal attention by the kernel that `choose_kernel` names, on any mesh.
+
+    Where the mesh divides time, devices exchange it for heads before attention and back after it, each time by an
+    all-to-all (DeepSpeed-Ulysses, Jacobs et al. 2023): inside, a device has all positions of some heads. Key/value
+    heads too few for that are repeated.
+
+    Returns: [B, T, N, H] in q's dtype, divided as q is.
+    """
+    rate = config.dropout_rate("attention") if key is not None else 0.0
+    name = choose_kernel(config, q_BTNH.shape[1], window=window, dropping=rate > 0)
+    if name != "plain":
+        kernel = {"cudnn": cudnn_attention, "splash": splash_attention}[name]
+        kernel = functools.partial(kernel, window=window)
+    elif window:
+        kernel = functools.partial(banded_attention, window=window, dropout_rate=rate, key=key)
+    else:
+        kernel = functools.partial(dot_product_attention, block=config.attention_block, dropout_rate=rate, key=key)
+
+    exchanged = parts("time") > 1
+    if (exchanged or name != "plain") and q_BTNH.shape[2] % parts("attention_heads") == 0:
+        k_BSKH, v_BSKH = (repeated_heads(x, parts("attention_heads")) for x in (k_BSKH, v_BSKH))
+    if not exchanged:
+        return kernel(q_BTNH, k_BSKH, v_BSKH)
+
+    def whole_time(x: jax.Array) -> jax.Array:
+        return constrain(x, "batch", None, "attention_heads", None)
+
+    def divided_time(x: jax.Array) -> jax.Array:
+        return constrain(x, "batch", "time", "heads", None)
+
+    inputs = (whole_time(divided_time(x)) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return divided_time(whole_time(kernel(*inputs)))

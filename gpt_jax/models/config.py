@@ -23,6 +23,7 @@ TRAINING_ONLY = (
     "param_dtype",
     "scan_layers",
     "remat",
+    "attention_kernel",
     "attention_block",
     "logits_chunk",
 )
@@ -95,7 +96,9 @@ class ModelConfig:
     # What the forward pass keeps for the backward pass; the rest is computed again. block: each layer's input; dots:
     # the products of activations with weights; offload: the same, in the host's memory.
     remat: Literal["none", "block", "dots", "offload"] = "none"
-    attention_block: int = 0  # queries of one block, which skips the keys behind its end; 0: all in one
+    # auto: the fastest that the devices, the length and dropout allow; see attention_kernels.py
+    attention_kernel: Literal["auto", "plain", "cudnn", "splash"] = "auto"
+    attention_block: int = 0  # (plain) queries of one block, which skips the keys behind its end; 0: all in one
     logits_chunk: int = 0  # positions whose logits stand in memory at once in the loss; 0: all
 
     def __post_init__(self):
@@ -111,6 +114,7 @@ class ModelConfig:
             "biases": ("all", "none", "qkv"),
             "compute_dtype": ("float32", "bfloat16", "float64"),
             "param_dtype": ("float32", "float64"),
+            "attention_kernel": ("auto", "plain", "cudnn", "splash"),
             "remat": ("none", "block", "dots", "offload"),
         }
         for name, allowed in choices.items():

@@ -12,6 +12,7 @@ save them, and would have to be unpadded at every door: checkpoints and digests,
 import functools
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ LOGICAL_TO_MESH = {
     "vocab": ("tensor",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
+    "attention_heads": ("tensor", "sequence"),  # inside attention, where time is whole
     "mlp": ("tensor",),
     "units": ("fsdp",),  # of an LSTM; over `tensor`, each step of its recurrence would wait for the other devices
     "layers": (),
@@ -185,6 +187,35 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, _partition_spec(x.shape, axes, mesh, padded=("vocab",)))
+
+
+def parts(axis: str) -> int:
+    """Over how many devices of the mesh in force the logical `axis` is divided."""
+    mesh = _mesh_in_force()
+    return _parts(mesh, _mesh_axes(mesh, axis))
+
+
+def on_each_device(function: Callable[..., jax.Array], axes: tuple[str | None, ...], *arrays: jax.Array) -> jax.Array:
+    """`function` of the part of `arrays` that a device holds, for kernels that the compiler cannot divide.
+
+    Args:
+      axes: the logical axes of each of the arrays, and of the result.
+
+    Raises:
+      RuntimeError: when no mesh is set.
+    """
+    mesh = _mesh_in_force()
+    if mesh.size == 1:
+        return function(*arrays)
+    specs = tuple(_partition_spec(x.shape, axes, mesh) for x in arrays)
+    # check_vma: kernels do not say of their results along which axes they differ.
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
+def device_kind(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> str | None:
+    """What the mesh consists of: `cpu`, `TPU v5 lite`, `NVIDIA H100 80GB HBM3`; None for a mesh of no devices."""
+    device = mesh.abstract_mesh.abstract_device
+    return None if device is None else device.device_kind
 
 
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     config, pretrained = resolve(config, workdir)
     model = model_config(**config.model)
     mesh = make_mesh(config.mesh)
-    check_model_fits(model, mesh)
+    check_model_fits(model, mesh, config.data.sequence_length)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     check_sequence(config, mesh)
     schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gpt_jax import configuration
 from gpt_jax.errors import UserError
+from gpt_jax.models.attention_kernels import check_kernel
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.schedules import make_schedule
@@ -51,13 +52,16 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh, *, accumulation: int = 1, f
         )
 
 
-def check_model_fits(model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+def check_model_fits(model: ModelConfig, mesh: jax.sharding.Mesh, time: int | None = None) -> None:
     """Raises UserError where an axis of the mesh would divide nothing of the model, or not evenly.
+
+    Or where the attention kernel asked for cannot run there, on sequences of `time` (None: they vary).
 
     `tensor` divides the query heads and the MLP's width, `fsdp` the model's width and an LSTM's units. Key/value heads
     are divided too; or, where `tensor` is a multiple of their number, each stands on all devices that have queries of
-    its group. In between, the queries of a device would belong to parts of groups. Of an LSTM, `tensor` divides the
-    vocabulary alone. A vocabulary need not divide (parallel/rules.py).
+    its group. In between, the queries of a device would belong to parts of groups. `tensor` and `sequence` together
+    divide the query heads inside attention. Of an LSTM, `tensor` divides the vocabulary alone. A vocabulary need not
+    divide (parallel/rules.py).
     """
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     widths = {"embed_dim": model.embed_dim}
@@ -84,6 +88,15 @@ def check_model_fits(model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
             f"{model.kv_heads}, model.mlp_dim={model.mlp_width}: it must divide the heads and the MLP's width, and "
             f"divide the key/value heads or be a multiple of them. Sizes that work: {_listed(sizes)}."
         )
+    heads, sequence = model.num_heads // tensor, mesh.shape["sequence"]
+    if heads % sequence:
+        sizes = [size for size in range(1, heads + 1) if heads % size == 0]
+        raise UserError(
+            f"mesh.sequence={sequence} does not divide the {heads} heads that mesh.tensor={tensor} leaves of "
+            f"model.num_heads={model.num_heads}: inside attention the devices along it divide heads, not time. Sizes "
+            f"that work: {_listed(sizes)}."
+        )
+    check_kernel(model, mesh, time)
 
 
 def _listed(sizes: list[int]) -> str:
