@@ -10,11 +10,9 @@ import math
 import re
 from pathlib import Path
 
-import gpt_jax
-
 BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0, "opaque": 0}  # others carry their bits in their name
 
-PACKAGE = str(Path(gpt_jax.__file__).parent)
+PACKAGE = str(Path(__file__).resolve().parents[1])
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _COMPUTATION_END = re.compile(r"^\}(, execution_thread=.*)?$")
