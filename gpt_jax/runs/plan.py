@@ -315,7 +315,7 @@ def changes(step: Step) -> Iterator[dict[str, Any]]:
     divided = {"mesh.data": slices, "mesh.fsdp": rows // slices}
     if step.model.embed_dim % divided["mesh.fsdp"]:
         divided = {}
-    chunk = config.model.logits_chunk or min(256, config.data.sequence_length // 2)
+    chunk = min(config.model.logits_chunk or 256, config.data.sequence_length // 2)
     least = {"model.remat": "block", "model.logits_chunk": chunk}
     factors = (2**power for power in range(1, 8))
     parts = [
