@@ -12,7 +12,7 @@ class Chip:
     Attributes:
       peak_flops: bfloat16 matmul FLOP/s, dense.
       flops_per_cycle: the same a cycle of the matrix units; 0 where it is not used.
-      hbm_bytes: memory that programs can use.
+      hbm_bytes: memory that programs can use; of TPUs as their compiler counts (libtpu 0.0.42 refuses more).
       hbm_bytes_per_second: its bandwidth.
       ring_bytes_per_second: what a collective moves along one axis of the interconnect, both directions together.
     """
@@ -33,11 +33,11 @@ GIB = 2**30
 # By jax.Device.device_kind. TPUs: cloud.google.com/tpu/docs and, for bandwidths, "How to scale your model"
 # (jax-ml.github.io/scaling-book, part 2); GPUs: NVIDIA's data sheets.
 CHIPS = {
-    "TPU v4": Chip(275e12, 262_144, 32 * GIB, 1.2e12, 9e10),
-    "TPU v5 lite": Chip(197e12, 131_072, 16 * GIB, 8.1e11, 9e10),
-    "TPU v5": Chip(459e12, 262_144, 95 * GIB, 2.8e12, 1.8e11),
-    "TPU v5p": Chip(459e12, 262_144, 95 * GIB, 2.8e12, 1.8e11),
-    "TPU v6 lite": Chip(918e12, 524_288, 32 * GIB, 1.6e12, 1.8e11),
+    "TPU v4": Chip(275e12, 262_144, int(30.75 * GIB), 1.2e12, 9e10),
+    "TPU v5 lite": Chip(197e12, 131_072, int(15.75 * GIB), 8.1e11, 9e10),
+    "TPU v5": Chip(459e12, 262_144, int(95.74 * GIB), 2.8e12, 1.8e11),
+    "TPU v5p": Chip(459e12, 262_144, int(95.74 * GIB), 2.8e12, 1.8e11),
+    "TPU v6 lite": Chip(918e12, 524_288, int(31.25 * GIB), 1.6e12, 1.8e11),
     "NVIDIA A100-SXM4-40GB": Chip(312e12),
     "NVIDIA A100-SXM4-80GB": Chip(312e12),
     "NVIDIA H100 80GB HBM3": Chip(989e12),

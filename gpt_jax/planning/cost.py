@@ -4,23 +4,26 @@ The optimized HLO of a TPU carries an estimate of cycles at each costly instruct
 calls. So:
 
 - cycles of a computation: the sum over its instructions in the order of the schedule; a loop's body times its trips;
-- a Pallas call: the longer of its FLOPs at half the chip's peak and its bytes at 78% of the memory's bandwidth;
+  of the branches of a condition the longest;
+- a Pallas call: the longer of its FLOPs at half the chip's peak and its bytes at 78% of the memory's bandwidth, as its
+  `cost_estimate` says; without one, the bytes of what it reads and writes alone, and `Cost.unknown_kernels` counts it;
 - a collective: its ring bytes over the bandwidth of one interconnect axis. The wires are one resource on which the
   transfers queue; one that was started asynchronously is charged only where the schedule waits for it and it is not
   there yet.
 
-An estimate for comparing programs: it knows nothing of the host, of stalls, or of wires shared by several axes.
+An estimate for comparing programs: it knows nothing of the host, of stalls, of copies between the chip's memories, of
+gathers and scatters (the compiler gives them no cycles), of wires shared by several axes, or of the network between
+slices, which is slower than the wires.
 """
 
 import dataclasses
 import math
 import re
-from collections import defaultdict
 
 import numpy as np
 
 from gpt_jax.parallel.devices import Chip
-from gpt_jax.planning.hlo import Instruction, Module, array_bytes, element_bytes
+from gpt_jax.planning.hlo import Instruction, Module, array_bytes, arrays
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 PALLAS_SHARE_OF_PEAK = 0.5
@@ -62,27 +65,66 @@ class Cost:
     Attributes:
       compute_cycles: without collectives; total_cycles: with what of them is not hidden.
       pallas_cycles: the part of compute_cycles that was charged for Pallas calls by formula.
+      unknown_kernels: Pallas calls of a step that do not say how many FLOPs they do: compute_cycles lacks them.
       items: instructions, dearest first; collectives: by kind and axes, dearest first.
     """
 
     compute_cycles: float
     total_cycles: float
     pallas_cycles: float
+    unknown_kernels: int
     items: tuple[Item, ...]
     collectives: tuple[Collective, ...]
 
 
 @dataclasses.dataclass
-class _Clock:
-    """The state of the walk through one computation, in cycles since it began."""
+class _Walk:
+    """What one run of a computation takes, in cycles since it began; `now` is where the schedule has got to."""
 
     compute: float = 0.0
     now: float = 0.0
     wires_free: float = 0.0
+    pallas: float = 0.0
+    unknown_kernels: int = 0
+    items: dict[tuple[str, ...], tuple] = dataclasses.field(default_factory=dict)  # (cycles, count)
+    sent: dict[tuple[str, str], tuple] = dataclasses.field(default_factory=dict)  # (count, ring bytes, cycles waited)
 
-    def work(self, cycles: float, total: float | None = None) -> None:
+    @property
+    def end(self) -> float:
+        """When the last instruction is done and the last byte is there."""
+        return max(self.now, self.wires_free)
+
+    def work(self, cycles: float, key: tuple[str, ...]) -> None:
+        """Something that keeps the chip busy."""
         self.compute += cycles
-        self.now += cycles if total is None else total
+        self.now += cycles
+        _add(self.items, key, cycles, 1)
+
+    def wait(self, until: float, key: tuple[str, str]) -> None:
+        """Nothing to do before a transfer is there."""
+        waited = max(until - self.now, 0.0)
+        self.now += waited
+        _add(self.sent, key, 0, 0, waited)
+
+    def send(self, cycles: float, ring_bytes: float, key: tuple[str, str]) -> float:
+        """A transfer behind those that are on the wires; returns when it is there."""
+        self.wires_free = max(self.now, self.wires_free) + cycles
+        _add(self.sent, key, 1, ring_bytes, 0)
+        return self.wires_free
+
+    def include(self, inner: "_Walk", times: int = 1) -> None:
+        """Another computation, run to its end `times` times."""
+        self.compute += times * inner.compute
+        self.now += times * inner.end
+        self.pallas += times * inner.pallas
+        self.unknown_kernels += times * inner.unknown_kernels
+        for mine, theirs in ((self.items, inner.items), (self.sent, inner.sent)):
+            for key, values in theirs.items():
+                _add(mine, key, *(times * value for value in values))
+
+
+def _add(sums: dict, key: tuple, *values: float) -> None:
+    sums[key] = tuple(map(sum, zip(sums[key], values, strict=True))) if key in sums else values
 
 
 def estimate(module: Module, mesh_shape: dict[str, int], chip: Chip) -> Cost:
@@ -91,147 +133,126 @@ def estimate(module: Module, mesh_shape: dict[str, int], chip: Chip) -> Cost:
     Args:
       mesh_shape: devices along each axis, in the order in which the program's partitions count them.
     """
-    return _Estimate(module, mesh_shape, chip).cost()
+    walk = _Estimate(module, mesh_shape, chip).walk(module.entry.name)
+    items = [Item(cycles, count, *key) for key, (cycles, count) in walk.items.items()]
+    collectives = [Collective(*key, count, sent, waited) for key, (count, sent, waited) in walk.sent.items()]
+    return Cost(
+        compute_cycles=walk.compute,
+        total_cycles=walk.end,
+        pallas_cycles=walk.pallas,
+        unknown_kernels=walk.unknown_kernels,
+        items=tuple(sorted(items, key=lambda item: -item.cycles)),
+        collectives=tuple(sorted(collectives, key=lambda collective: -collective.ring_bytes)),
+    )
 
 
 class _Estimate:
+    """Walks through the computations of a module."""
+
     def __init__(self, module: Module, mesh_shape: dict[str, int], chip: Chip):
         self.module, self.chip = module, chip
         self.axes, self.shape = tuple(mesh_shape), tuple(mesh_shape.values())
-        self.by_name = {i.name: i for c in module.computations.values() for i in c.instructions}
-        self.pallas = 0.0
-        self.items: dict[tuple, list] = {}
-        self.sent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
 
-    def cost(self) -> Cost:
-        clock = self._walk(self.module.entry.name, 1)
-        items = sorted((Item(cycles, count, *key) for key, (cycles, count) in self.items.items()), reverse=True,
-                       key=lambda item: item.cycles)  # fmt: skip
-        collectives = [Collective(*key, int(count), sent, waited) for key, (count, sent, waited) in self.sent.items()]
-        collectives.sort(key=lambda collective: -collective.ring_bytes)
-        return Cost(clock.compute, max(clock.now, clock.wires_free), self.pallas, tuple(items), tuple(collectives))
-
-    def _walk(self, name: str, times: int) -> _Clock:
-        """Runs through a computation that runs `times` times in a step."""
-        clock, arrival = _Clock(), {}
+    def walk(self, name: str) -> _Walk:
+        """Runs through a computation once, and through what it calls as often as it does."""
+        walk, arrivals = _Walk(), {}  # arrivals: of what was started and not yet waited for
         for instruction in self.module.computations[name].instructions:
             if instruction.opcode == "while":
-                trips = self._trips(instruction)
-                body = self._walk(instruction.called["body"][0], times * trips)
-                clock.work(trips * body.compute, trips * max(body.now, body.wires_free))
+                walk.include(self.walk(instruction.called["body"][0]), self.module.trips(instruction))
             elif instruction.opcode in ("call", "conditional"):
-                branches = [self._walk(branch, times) for called in instruction.called.values() for branch in called]
-                longest = max(branches, key=lambda branch: branch.now, default=_Clock())
-                clock.work(longest.compute, longest.now)
+                branches = [self.walk(branch) for called in instruction.called.values() for branch in called]
+                walk.include(max(branches, key=lambda branch: branch.end))
             elif (transfer := self._transfer(instruction)) is not None:
-                self._communicate(clock, arrival, instruction, transfer, times)
+                self._communicate(walk, arrivals, instruction, *transfer)
             else:
-                cycles = self._cycles(instruction)
-                if cycles:
-                    clock.work(cycles)
-                    self._note(instruction, cycles, times)
-        return clock
+                self._compute(walk, instruction)
+        return walk
 
-    def _note(self, instruction: Instruction, cycles: float, times: int) -> None:
-        key = (
-            instruction.opcode, instruction.shape, instruction.op_name, self.module.source(instruction),
-        )  # fmt: skip
-        spent = self.items.setdefault(key, [0.0, 0])
-        spent[0] += cycles * times
-        spent[1] += times
-
-    def _cycles(self, instruction: Instruction) -> float:
+    def _compute(self, walk: _Walk, instruction: Instruction) -> None:
+        cycles = instruction.estimated_cycles
         if instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-            cycles = self._pallas_cycles(instruction)
-            self.pallas += cycles
-            return cycles
-        return instruction.estimated_cycles
+            flops = instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
+            cycles = self._kernel_cycles(instruction, float(flops or 0))
+            walk.pallas += cycles
+            walk.unknown_kernels += flops is None
+        if cycles:
+            source = self.module.source(instruction)
+            walk.work(cycles, (instruction.opcode, instruction.shape, instruction.op_name, source))
 
-    def _pallas_cycles(self, instruction: Instruction) -> float:
-        flops = float(instruction.attribute(r'"flops":"?(\d+)') or 0)
-        moved = float(instruction.attribute(r'"bytes_accessed":"?(\d+)') or 0)
-        moved = moved or sum(array_bytes(*array) for array in instruction.arrays)
+    def _kernel_cycles(self, instruction: Instruction, flops: float) -> float:
+        moved = float(instruction.attribute(r'"cost_estimate":\{[^}]*"bytes_accessed":"?(\d+)') or 0)
+        if not moved:
+            read = [self.module.by_name[name].shape for name in instruction.operand_names]
+            moved = sum(map(_shape_bytes, (*read, instruction.shape)))
         return max(
             flops / (PALLAS_SHARE_OF_PEAK * self.chip.flops_per_cycle),
             moved / (SHARE_OF_HBM_BANDWIDTH * self.chip.hbm_bytes_per_second / self.chip.cycles_per_second),
         )
 
-    def _trips(self, instruction: Instruction) -> int:
-        known = instruction.attribute(r'"known_trip_count":\{"n":"(\d+)"')
-        if known:
-            return int(known)
-        condition = self.module.computations[instruction.called["condition"][0]]
-        bounds = [int(i.operands) for i in condition.instructions if i.opcode == "constant" and i.operands.isdigit()]
-        return max(bounds, default=1)
-
-    def _transfer(self, instruction: Instruction) -> tuple[str, Instruction | None] | None:
-        """(`whole`, `start` or `done`, the collective) where the instruction is one, or a fusion around one."""
-        for kind in COLLECTIVES:
-            if instruction.opcode == kind:
-                return "whole", instruction
-            if instruction.opcode == f"{kind}-start":
-                return "start", instruction
-            if instruction.opcode == f"{kind}-done":
-                return "done", None
-        inner = [i for name in instruction.called.get("calls", ()) for i in self.module.computations[name].instructions]
-        collective = next((i for i in inner if i.opcode in COLLECTIVES), None)
+    def _transfer(self, instruction: Instruction) -> tuple[str, Instruction] | None:
+        """(`whole`, `start` or `done`, the collective) where the instruction is one, or a wrapper around one."""
+        kind, _, phase = instruction.opcode.rpartition("-")
+        if instruction.opcode in COLLECTIVES:
+            return "whole", instruction
+        if kind in COLLECTIVES:
+            return phase, instruction if phase == "start" else self.module.by_name[instruction.operand_names[0]]
+        if kind == "async":  # the wrapper stands at the start; the other end names the start
+            wrapper = instruction if phase == "start" else self.module.by_name[instruction.operand_names[0]]
+            collective = self._inside(wrapper)
+            return (phase, collective) if collective is not None and phase in ("start", "done") else None
+        collective = self._inside(instruction)
         if collective is None or "async_collective_fusion" in instruction.called["calls"][0]:
             return None  # the last: compute under which a collective that was started before goes on
-        targets = {i.attribute(r'custom_call_target="(\w+)"') for i in inner if i.opcode == "custom-call"}
-        if "AsyncCollectiveStart" in targets:
+        if self._inside(instruction, "AsyncCollectiveStart"):
             return "start", collective
-        return ("done", None) if "AsyncCollectiveDone" in targets else ("whole", collective)
+        return "done" if self._inside(instruction, "AsyncCollectiveDone") else "whole", collective
 
-    def _communicate(self, clock: _Clock, arrival: dict, instruction: Instruction, transfer: tuple, times: int) -> None:
-        phase, collective = transfer
+    def _inside(self, wrapper: Instruction, target: str | None = None) -> Instruction | None:
+        """The collective, or the custom call of `target`, in the computation that a fusion or an async start calls."""
+        inner = (i for name in wrapper.called.get("calls", ()) for i in self.module.computations[name].instructions)
+        if target is None:
+            return next((i for i in inner if i.opcode in COLLECTIVES), None)
+        return next((i for i in inner if f'custom_call_target="{target}"' in i.attributes), None)
+
+    def _communicate(
+        self, walk: _Walk, arrivals: dict, instruction: Instruction, phase: str, collective: Instruction
+    ) -> None:
+        channel = collective.attribute(r"channel_id=(\d+)") or collective.name  # both ends carry it
         if phase == "done":
-            start = self._start_of(instruction, arrival)
-            if start is not None:
-                key, due = arrival.pop(start)
-                waited = max(due - clock.now, 0.0)
-                clock.now += waited
-                self.sent[key][2] += times * waited
+            if channel in arrivals:
+                walk.wait(*arrivals.pop(channel))
             return
         kind, axes, sent = self._ring(collective, instruction)
         cycles = sent / self.chip.ring_bytes_per_second * self.chip.cycles_per_second
-        begin = max(clock.now, clock.wires_free)
-        clock.wires_free = begin + cycles
-        total = self.sent[(kind, axes)]
-        total[0] += times
-        total[1] += times * sent
+        there = walk.send(cycles, sent, (kind, axes))
         if phase == "start":
-            arrival[instruction.name] = ((kind, axes), clock.wires_free)
+            arrivals[channel] = there, (kind, axes)
         else:
-            total[2] += times * (clock.wires_free - clock.now)
-            clock.now = clock.wires_free
-
-    def _start_of(self, done: Instruction, arrival: dict) -> str | None:
-        """The start among `arrival` that `done` waits for: back along the operands, through fusions in between."""
-        seen, queue = set(), list(done.operand_names)
-        while queue and len(seen) < 200:
-            name = queue.pop(0)
-            if name in arrival:
-                return name
-            if name not in seen and name in self.by_name:
-                seen.add(name)
-                queue.extend(self.by_name[name].operand_names[:4])
-        return None
+            walk.wait(there, (kind, axes))
 
     def _ring(self, collective: Instruction, around: Instruction) -> tuple[str, str, float]:
-        """(kind, mesh axes, bytes that each chip sends) of a collective."""
+        """(kind, mesh axes, bytes that pass through each chip's wires) of a collective, run around a ring.
+
+        Of n chips: an all-gather and a reduce-scatter (n-1)/n of the whole, an all-reduce both; an all-to-all n/4 of
+        what a chip holds, since its pieces travel n/4 chips far, both ways at once ("How to scale your model", part 3).
+        """
         kind = collective.opcode.removesuffix("-start")
-        sizes = [array_bytes(*array) for array in collective.arrays if element_bytes(array[0]) and array[1]]
-        whole = max(sizes, default=4) if collective.opcode.endswith("-start") else sum(sizes) or 4
+        result = collective.shape
+        if collective.opcode in ("all-gather-start", "collective-permute-start"):
+            result = collective.elements[1]  # behind the operand
+        whole = _shape_bytes(result)
         if kind == "collective-permute":
             pairs = re.findall(r"\{(\d+),(\d+)\}", collective.attribute(r"source_target_pairs=(\{\{.*?\}\})") or "")
             return kind, self._axes_of([list(map(int, pair)) for pair in pairs]), float(whole)
         groups = self._groups(collective)
-        size = len(groups[0]) if groups else math.prod(self.shape)
-        share = (size - 1) / max(size, 1)
+        size = len(groups[0])
+        share = (size - 1) / size
         if kind == "all-reduce" and around is not collective and "scatter" in around.called.get("calls", ("",))[0]:
             kind, factor = "reduce-scatter", share  # the compiler's fusion of an all-reduce with a slice of its result
         elif kind == "reduce-scatter":
             factor = share * size  # its result is one part of what is summed
+        elif kind == "all-to-all":
+            factor = size / 4 if size > 1 else 0.0
         else:
             factor = 2 * share if kind == "all-reduce" else share
         return kind, self._axes_of(groups), whole * factor
@@ -260,4 +281,8 @@ class _Estimate:
             inside = [list(sizes).index(name) for name in named]
             outside = [axis for axis in range(ids.ndim) if axis not in inside]
             return ids.transpose(outside + inside).reshape(-1, math.prod(ids.shape[axis] for axis in inside)).tolist()
-        return []
+        return [list(range(math.prod(self.shape)))]  # none are named: all are one group
+
+
+def _shape_bytes(shape: str) -> int:
+    return sum(array_bytes(*array) for array in arrays(shape))

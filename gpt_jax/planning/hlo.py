@@ -8,15 +8,22 @@ import dataclasses
 import functools
 import math
 import re
+from pathlib import Path
 
 BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0, "opaque": 0}  # others carry their bits in their name
 
+PACKAGE = str(Path(__file__).resolve().parents[1])
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
+_COMPUTATION_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([^\s=]+) = ")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
-    r"\b(calls|body|condition|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+    r"\b(calls|body|condition|to_apply|branch_computations|true_computation|false_computation|called_computations)="
+    r"(\{[^}]*\}|%?[\w.\-]+)"
 )
+_BRACKETS = re.compile(r"[(){}\[\],]")
+_MOVES = ("copy", "copy-start", "copy-done", "bitcast", "convert", "reshape", "broadcast")  # of a number that stays it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,11 @@ class Instruction:
     def arrays(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """(dtype, dimensions) of every array of the result; of a tuple all."""
         return arrays(self.shape)
+
+    @functools.cached_property
+    def elements(self) -> tuple[str, ...]:
+        """The shapes that a tuple holds, themselves perhaps tuples; of an array its own."""
+        return _split(self.shape[1:-1]) if self.shape.startswith("(") else (self.shape,)
 
     @functools.cached_property
     def operand_names(self) -> tuple[str, ...]:
@@ -63,10 +75,11 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A named list of instructions, in the order in which they run."""
+    """A named list of instructions, in the order in which they run; `root` is the one whose result is returned."""
 
     name: str
     instructions: tuple[Instruction, ...]
+    root: Instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +90,77 @@ class Module:
     entry: Computation
     frames: dict[int, tuple[str, int, int]]  # id -> (file, line, id of the caller's frame)
 
-    def source(self, instruction: Instruction, package: str = "gpt_jax") -> str:
-        """The innermost line of `package` that the instruction comes from, as `folder/file.py:12`; "" if unknown."""
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        """Every instruction; their names are unique in a module."""
+        return {i.name: i for computation in self.computations.values() for i in computation.instructions}
+
+    def source(self, instruction: Instruction, package: str = PACKAGE) -> str:
+        """The innermost line of the folder `package` behind the instruction, as `models/layers.py:12`; "" if none."""
         frame = int(instruction.attribute(r"stack_frame_id=(\d+)") or 0)
         while frame in self.frames:
             file, line, caller = self.frames[frame]
-            if f"/{package}/" in file:
-                return f"{file.rpartition(f'/{package}/')[2]}:{line}"
+            if file.startswith(f"{package}/"):
+                return f"{file.removeprefix(f'{package}/')}:{line}"
             if caller == frame:
                 break
             frame = caller
         return ""
+
+    def trips(self, loop: Instruction) -> int:
+        """How often the body of the `while` instruction runs; 1 where that cannot be read.
+
+        Some compilers write it down. Else the loop counts: from a constant, by a constant (an unrolled body by more
+        than 1), to the constant that its condition compares with.
+        """
+        if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        condition = self.computations[loop.called["condition"][0]]
+        before, after = self.by_name.get(loop.operand_names[0]), self.computations[loop.called["body"][0]].root
+        first, step, bound = 0, 1, None
+        for name in condition.root.operand_names:
+            place = self._place(name)
+            if place is None:
+                bound = self._constant(name)
+            elif before is not None and before.opcode == after.opcode == "tuple":
+                start = self._constant(before.operand_names[place])
+                change = self._added(after.operand_names[place])
+                if change:
+                    first, step = start or 0, change
+                elif bound is None:
+                    bound = start  # one that the loop only hands on
+        if bound is None:
+            constants = (self._constant(i.name) for i in condition.instructions if i.opcode == "constant")
+            bound = max((constant for constant in constants if constant is not None), default=1)
+        limit = bound + ("direction=LE" in condition.root.attributes)
+        return max(math.ceil((limit - first) / step), 1)
+
+    def _place(self, name: str) -> int | None:
+        """Which element of a tuple `name` is, where it is one."""
+        instruction = self.by_name.get(name)
+        element = instruction is not None and instruction.opcode == "get-tuple-element"
+        return int(instruction.attribute(r"index=(\d+)")) if element else None
+
+    def _constant(self, name: str) -> int | None:
+        """The integer that `name` stands for."""
+        instruction = self.by_name.get(name)
+        while instruction is not None and instruction.opcode in _MOVES:
+            instruction = self.by_name.get(instruction.operand_names[0])
+        written = instruction is not None and instruction.opcode == "constant"
+        return int(instruction.operands) if written and re.fullmatch(r"-?\d+", instruction.operands) else None
+
+    def _added(self, name: str) -> int | None:
+        """What `name` adds to a number, where it is a sum with a constant."""
+        instruction = self.by_name.get(name)
+        while instruction is not None and instruction.opcode in _MOVES:
+            instruction = self.by_name.get(instruction.operand_names[0])
+        operands = instruction.operand_names if instruction is not None else ()
+        if instruction is not None and instruction.opcode == "fusion":
+            instruction = self.computations[instruction.called["calls"][0]].root
+            operands += instruction.operand_names
+        if instruction is None or instruction.opcode != "add":
+            return None
+        return next((constant for operand in operands if (constant := self._constant(operand)) is not None), None)
 
 
 def arrays(shape: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -121,8 +194,8 @@ def parse(text: str) -> Module:
         if started:
             name, lines = started[2], []
             entry = name if started[1] else entry
-        elif line == "}" and name is not None:
-            computations[name] = Computation(name, tuple(map(_instruction, lines)))
+        elif name is not None and _COMPUTATION_END.match(line):
+            computations[name] = _computation(name, lines)
             name = None
         elif name is not None and _INSTRUCTION.match(line):
             lines.append(line)
@@ -131,6 +204,12 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("no ENTRY computation in this text: is it HLO?")
     return Module(computations, computations[entry], _frames(text))
+
+
+def _computation(name: str, lines: list[str]) -> Computation:
+    instructions = tuple(map(_instruction, lines))
+    roots = [i for i, line in zip(instructions, lines, strict=True) if line.lstrip().startswith("ROOT ")]
+    return Computation(name, instructions, roots[0])
 
 
 def _instruction(line: str) -> Instruction:
@@ -146,11 +225,22 @@ def _instruction(line: str) -> Instruction:
 def _closing(text: str, start: int) -> int:
     """Where the bracket that opens at `start` closes."""
     depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == "(") - (text[index] == ")")
+    for bracket in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if bracket[0] == "(" else -1
         if depth == 0:
-            return index
+            return bracket.start()
     return len(text) - 1
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """The parts of `text` between the commas that stand in no bracket."""
+    depth, begin, parts = 0, 0, []
+    for found in _BRACKETS.finditer(text):
+        depth += (found[0] in "([{") - (found[0] in ")]}")
+        if found[0] == "," and depth == 0:
+            parts.append(text[begin : found.start()])
+            begin = found.end()
+    return tuple(re.sub(r"/\*.*?\*/", "", part).strip() for part in (*parts, text[begin:]) if part.strip())
 
 
 def _frames(text: str) -> dict[int, tuple[str, int, int]]:

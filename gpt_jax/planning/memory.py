@@ -8,15 +8,9 @@ import jax
 
 from gpt_jax.planning.hlo import Instruction, Module, array_bytes
 
-# They name memory that another instruction made.
-_MOVES = (
-    "copy",
-    "copy-start",
-    "copy-done",
-    "slice-start",
-    "slice-done",
-    "bitcast",
-)  # the same numbers in another place
+# The same numbers in another place.
+_MOVES = ("copy", "copy-start", "copy-done", "slice-start", "slice-done", "bitcast")
+# Names of memory that another instruction made.
 _ALIASES = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "optimization-barrier")
 
 

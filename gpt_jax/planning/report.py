@@ -25,7 +25,7 @@ def render(plan: dict[str, Any]) -> str:
         "",
         *_memory(plan),
     ]
-    if "estimated_mfu" in plan:
+    if plan["estimated_mfu"] is not None:
         lines += ["", *_speed(plan), "", *_dearest(plan), "", *_collectives(plan)]
     lines += ["", f"compiled in {plan['compile_seconds']:.0f} s"]
     return "\n".join(lines)
@@ -36,10 +36,10 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     if hbm:
         rest = (hbm - parts["total"]) / GIB
         verdict = f"fits, {rest:.2f} GiB a chip are left" if plan["fits"] else f"does not fit by {-rest:.2f} GiB a chip"
-        head = f"memory a chip: {parts['total'] / GIB:.2f} of {hbm / GIB:.0f} GiB: {verdict}"
+        head = f"memory a chip: {parts['total'] / GIB:.2f} of {hbm / GIB:.2f} GiB: {verdict}"
     else:
         head = f"memory a device: {parts['total'] / GIB:.2f} GiB"
-    return [head, *(f"  {name:<12} {size / GIB:9.3f} GiB" for name, size in parts.items() if name != "total")]
+    return [head, *(f"  {name:<12} {size / 2**20:12,.1f} MiB" for name, size in parts.items() if name != "total")]
 
 
 def _speed(plan: dict[str, Any]) -> list[str]:
@@ -54,7 +54,17 @@ def _speed(plan: dict[str, Any]) -> list[str]:
         f"{plan['estimated_mfu_without_collectives']:.1%} without",
         f"  {plan['compute_cycles'] / 1e6:.1f} million cycles (Pallas calls {plan['pallas_cycles'] / 1e6:.1f}), with "
         f"collectives {plan['total_cycles'] / 1e6:.1f}; {plan['analytic_flops'] / plan['chips']:.3e} FLOPs a chip",
+        *_kernels(plan["unknown_kernels"]),
         f"  {formula}",
+    ]
+
+
+def _kernels(unknown: int) -> list[str]:
+    if not unknown:
+        return []
+    return [
+        f"  {unknown} Pallas calls a step carry no cost_estimate: they are charged for their bytes alone, so the step "
+        "takes longer than this says"
     ]
 
 

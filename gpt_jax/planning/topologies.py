@@ -1,9 +1,13 @@
 """The machines that a plan can be made for: TPU slices by the names they are rented under, and the devices at hand."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -64,20 +68,32 @@ def find_topology(name: str) -> Topology:
     return _tpu(name, described, int(slices))
 
 
+# Read by libtpu when it is loaded: it is to ask no metadata server for the TPU that it is on, to stand beside a program
+# that uses that TPU, and not to complain (at length) that it cannot find out what machine this is.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+_CHIPS_OF_A_HOST = 4  # of an arrangement as the compiler assumes it, 2x2x1; smaller ones have to be said
+
+
 def _tpu(name: str, described: str, slices: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f'--plan={name}: the TPU compiler is missing; no TPU is needed for it. Install it: pip install -e ".[tpu]"'
         )
-    # The compiler asks no metadata server for the TPU that it is on, and stands beside a program that uses that TPU.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    options = {"num_slices": slices} if slices > 1 else {}
-    # A v4 chip has two cores that work as one.
-    if described.startswith("v4"):
-        options["megacore"] = True
+    kind, _, layout = described.partition(":")
+    sides = tuple(map(int, layout.split("x")))
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if math.prod(sides) < _CHIPS_OF_A_HOST:
+        options["chips_per_host_bounds"] = [*sides, 1, 1][:3]
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # its two cores work as one
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=described, **options)
+        with _environment(_LIBTPU):
+            found = topologies.get_topology_desc(platform="tpu", topology_name=described, **options)
     except Exception as error:  # of libtpu's own kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UserError(
@@ -86,7 +102,19 @@ def _tpu(name: str, described: str, slices: int) -> Topology:
         ) from None
     devices = list(found.devices)
     chip = CHIPS.get(devices[0].device_kind)
-    return Topology(name, described.partition(":")[2], devices, chip)
+    return Topology(name, layout, devices, chip)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Those of `values` that are not set, for a while: a name of a host would make a run here look like one of many."""
+    missing = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _local(platform: str) -> Topology:

@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
@@ -36,13 +36,33 @@ from gpt_jax.training.state import TrainState, abstract_state, state_builder
 from gpt_jax.training.step import jit_train_step
 
 DEAREST = 10
+REMAT = ("none", "dots", "block")  # from the fastest to the one that keeps least
+# What of a plan is known of TPUs alone, whose compiler says what its instructions cost.
+ESTIMATES = (
+    "estimated_step_seconds",
+    "estimated_step_seconds_without_collectives",
+    "estimated_mfu",
+    "estimated_mfu_without_collectives",
+    "estimated_tokens_per_second",
+    "compute_cycles",
+    "total_cycles",
+    "pallas_cycles",
+    "unknown_kernels",
+    "collectives",
+    "dearest",
+)
+# The compiler's two ways to say that a program does not fit: "Used 20.1G of 15.75G hbm", "... required for HLO
+# temporaries (20.1G) exceeds available HBM (15.75G)".
+_REFUSAL = re.compile(
+    r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\)?(?: of | exceeds available HBM \()([\d.]+)([KMGT]?)"
+)
 
 
 class OutOfMemory(Exception):
     """The compiler's verdict that a program does not fit.
 
     Attributes:
-      needed, missing: bytes of a chip's memory; missing is None where the compiler does not say.
+      needed, missing: bytes of a chip's memory, at least; None where the compiler does not say.
     """
 
     def __init__(self, needed: int | None, missing: int | None):
@@ -78,19 +98,26 @@ def run(config: ConfigDict, workdir: Path, topology_name: str) -> dict[str, Any]
     topology = find_topology(topology_name)
     step = prepare(config, topology)
     say(f"compiling {pretrain.title(step.config)} for {topology.name} ({len(topology.devices)} devices) ...")
-    workdir = workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder = workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
     try:
         plan, text = make_plan(step, topology)
     except OutOfMemory as verdict:
-        plan = facts(step, topology) | {"fits": False, "missing_bytes": verdict.missing, "needed_bytes": verdict.needed}
-        configuration.write_json(workdir / "plan.json", plan)
-        raise UserError(_does_not_fit(plan, nearest_that_fits(step.config, topology))) from None
-    configuration.write_json(workdir / "plan.json", plan)
-    (workdir / "optimized_hlo.txt").write_text(text)
+        plan = refused_plan(step, topology, verdict)
+        _write(folder, plan, text="")
+        raise UserError(_does_not_fit(plan, nearest_that_fits(step, topology))) from None
+    _write(folder, plan, text)
     print(render(plan))
-    print(f"plan: {workdir / 'plan.json'}; the compiled program: {workdir / 'optimized_hlo.txt'}")
+    print(f"plan: {folder / 'plan.json'}; the compiled program: {folder / 'optimized_hlo.txt'}")
     return plan
+
+
+def _write(folder: Path, plan: dict[str, Any], text: str) -> None:
+    """`plan.json`, and the program beside it; an earlier plan's program does not stay beside a plan that has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "optimized_hlo.txt").unlink(missing_ok=True)
+    configuration.write_json(folder / "plan.json", plan)
+    if text:
+        (folder / "optimized_hlo.txt").write_text(text)
 
 
 def prepare(config: ConfigDict, topology: Topology) -> Step:
@@ -105,7 +132,7 @@ def prepare(config: ConfigDict, topology: Topology) -> Step:
     check_model_fits(model, mesh)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     pretrain.check_sequence(config, mesh)
-    settings = pretrain.step_settings(config, model, config.train.steps or 10**6)
+    settings = pretrain.step_settings(config, model, _steps(config))
     build = state_builder(functools.partial(decoder.init, model), settings["optimizer"], config.seed)
     shape = (config.train.batch_size, config.data.sequence_length)
     rows = sharding(shape, ("batch", "time"), mesh)
@@ -120,20 +147,44 @@ def compile_step(step: Step) -> tuple[jax.stages.Compiled, float]:
     Raises:
       OutOfMemory: the compiler says that it does not fit.
     """
-    settings = pretrain.step_settings(step.config, step.model, step.config.train.steps or 10**6)
-    jitted = jit_train_step(step.abstract, step.mesh, **settings)
-    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=NamedSharding(step.mesh, PartitionSpec()))
     began = time.monotonic()
     with jax.set_mesh(step.mesh):
-        lowered = jitted.lower(step.abstract, step.batch, seed)
+        lowered = lower_step(step)
         try:
             return lowered.compile(), time.monotonic() - began
         except Exception as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
                 raise
-            used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
-            missing = re.search(r"by ([\d.]+)([KMGT]?)\b", str(error))
-            raise OutOfMemory(_bytes(used), _bytes(missing)) from None
+            raise out_of_memory(str(error)) from None
+
+
+def lower_step(step: Step) -> jax.stages.Lowered:
+    """The step as it goes to the compiler: the very one that training runs."""
+    settings = pretrain.step_settings(step.config, step.model, _steps(step.config))
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    with jax.set_mesh(step.mesh):
+        return jit_train_step(step.abstract, step.mesh, **settings).lower(step.abstract, step.batch, seed)
+
+
+def _steps(config: ConfigDict) -> int:
+    """Updates of the run; many where it counts epochs of a text, which planning does not read."""
+    return config.train.steps or 10**6
+
+
+def out_of_memory(message: str) -> OutOfMemory:
+    """The compiler's refusal as numbers."""
+    found = _REFUSAL.search(message)
+    if found is None:
+        return OutOfMemory(None, None)
+    needed, available = _bytes(found[1], found[2]), _bytes(found[3], found[4])
+    return OutOfMemory(needed, needed - available)
+
+
+def check_state_fits(step: Step, topology: Topology) -> None:
+    """Raises OutOfMemory where parameters and optimizer alone do not fit: there is nothing to compile."""
+    state, hbm = memory.shard_bytes(step.abstract), topology.chip.hbm_bytes if topology.chip else 0
+    if hbm and state > hbm:
+        raise OutOfMemory(state, state - hbm)
 
 
 def make_plan(step: Step, topology: Topology) -> tuple[dict[str, Any], str]:
@@ -142,20 +193,19 @@ def make_plan(step: Step, topology: Topology) -> tuple[dict[str, Any], str]:
     Raises:
       OutOfMemory: the program does not fit.
     """
+    check_state_fits(step, topology)
     compiled, seconds = compile_step(step)
     text = compiled.as_text()
     module, said = hlo.parse(text), compiled.memory_analysis()
-    parts = {
-        "parameters": memory.shard_bytes(step.abstract.params),
-        "optimizer": memory.shard_bytes(step.abstract.opt_state),
-        "batch": memory.shard_bytes(step.batch),
-    }
+    parts = _lasting_parts(step)
     parts |= memory.temporary_parts(module, said.temp_size_in_bytes, *_shapes(step))
     parts["program"] = said.generated_code_size_in_bytes
-    parts["total"] = (
+    total = (
         said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes + said.temp_size_in_bytes
         + said.generated_code_size_in_bytes
     )  # fmt: skip
+    parts["padding"] = total - sum(parts.values())  # of tiled arrays; and a few scalars
+    parts["total"] = total
     hbm = topology.chip.hbm_bytes if topology.chip else 0
     plan = facts(step, topology) | {
         "fits": not hbm or parts["total"] <= hbm,
@@ -168,8 +218,25 @@ def make_plan(step: Step, topology: Topology) -> tuple[dict[str, Any], str]:
     return plan, text
 
 
+def refused_plan(step: Step, topology: Topology, verdict: OutOfMemory) -> dict[str, Any]:
+    """What `plan.json` says of a step that does not fit; of its memory only what stays from step to step."""
+    return facts(step, topology) | {
+        "fits": False,
+        "bytes_per_chip": _lasting_parts(step) | {"total": verdict.needed},
+        "missing_bytes": verdict.missing,
+    }
+
+
+def _lasting_parts(step: Step) -> dict[str, int]:
+    return {
+        "parameters": memory.shard_bytes(step.abstract.params),
+        "optimizer": memory.shard_bytes(step.abstract.opt_state),
+        "batch": memory.shard_bytes(step.batch),
+    }
+
+
 def facts(step: Step, topology: Topology) -> dict[str, Any]:
-    """What is known before anything is compiled."""
+    """What is known before anything is compiled; None for the estimates."""
     flops = training_flops_per_token(step.model, step.config.data.sequence_length) * step.tokens
     return {
         "topology": topology.name,
@@ -189,7 +256,7 @@ def facts(step: Step, topology: Topology) -> dict[str, Any]:
         "compute_dtype": step.model.compute_dtype,
         "analytic_flops": flops,
         "state_bytes": memory.shard_bytes(step.abstract),
-    }
+    } | dict.fromkeys(ESTIMATES)
 
 
 def _speed(step: Step, topology: Topology, cost: Cost) -> dict[str, Any]:
@@ -205,6 +272,7 @@ def _speed(step: Step, topology: Topology, cost: Cost) -> dict[str, Any]:
         "compute_cycles": cost.compute_cycles,
         "total_cycles": cost.total_cycles,
         "pallas_cycles": cost.pallas_cycles,
+        "unknown_kernels": cost.unknown_kernels,
         "ring_bytes_per_second": chip.ring_bytes_per_second,
         "flops_per_cycle": chip.flops_per_cycle,
         "collectives": [dataclasses.asdict(collective) for collective in cost.collectives],
@@ -223,36 +291,54 @@ def _shapes(step: Step) -> tuple[set[tuple[int, ...]], set[int]]:
     return {tuple(size for size in shape if size != 1) for shape in shapes}, {vocabulary, -(-vocabulary // tensor)}
 
 
-def nearest_that_fits(config: ConfigDict, topology: Topology) -> dict[str, Any] | None:
-    """The first change of `config` that fits, tried from the one that costs least speed on; None if none does."""
-    for change in _changes(config, len(topology.devices)):
+def nearest_that_fits(step: Step, topology: Topology) -> dict[str, Any] | None:
+    """The first of `changes` that fits; None if none does."""
+    for change in changes(step):
         say("trying " + flags(change))
         try:
-            compile_step(prepare(changed(config, change), topology))
+            candidate = prepare(changed(step.config, change), topology)
+            check_state_fits(candidate, topology)
+            compile_step(candidate)
         except (OutOfMemory, UserError):
             continue
         return change
     return None
 
 
-def _changes(config: ConfigDict, chips: int) -> list[dict[str, Any]]:
-    whole = {"mesh.data": 1, "mesh.fsdp": chips // (config.mesh.tensor * config.mesh.sequence)}
-    rows = config.train.batch_size // max(whole["mesh.fsdp"], 1)
-    parts = [n for n in (2, 4, 8, 16, 32, 64) if n <= rows and rows % n == 0]
-    return [
-        whole,
-        whole | {"model.remat": "dots"},
-        whole | {"model.remat": "block", "model.logits_chunk": 256},
-        *(whole | {"model.remat": "block", "model.logits_chunk": 256, "train.accumulation": n} for n in parts),
+def changes(step: Step) -> Iterator[dict[str, Any]]:
+    """What takes less memory than the step's config, as values by dotted names; the least loss of speed first.
+
+    The state divided over all chips; less kept for the backward pass; no whole logits; the batch in parts.
+    """
+    config, shape, slices = step.config, step.mesh.shape, step.config.mesh.slices
+    rows = shape["data"] * shape["fsdp"]
+    divided = {"mesh.data": slices, "mesh.fsdp": rows // slices}
+    if step.model.embed_dim % divided["mesh.fsdp"]:
+        divided = {}
+    chunk = min(config.model.logits_chunk or 256, config.data.sequence_length // 2)
+    least = {"model.remat": "block", "model.logits_chunk": chunk}
+    factors = (2**power for power in range(1, 8))
+    parts = [
+        n
+        for n in (factor * config.train.accumulation for factor in factors)
+        if not config.train.batch_size % (n * rows)
     ]
+    ladder = [{}, {"model.remat": "dots"}, least, *(least | {"train.accumulation": n} for n in parts)]
+    flat, tried = configuration.flatten(config.to_dict()), [{}]
+    for rung in ladder:
+        if REMAT.index(rung.get("model.remat", "block")) < REMAT.index(step.model.remat):
+            continue
+        change = {name: value for name, value in (divided | rung).items() if flat[name] != value}
+        if change not in tried:
+            tried.append(change)
+            yield change
 
 
 def changed(config: ConfigDict, change: dict[str, Any]) -> ConfigDict:
     """A copy of `config` with other values, by their dotted names."""
-    copy = config.copy_and_resolve_references().unlock()
-    for name, value in change.items():
-        copy[name] = value
-    return copy.lock()
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(change)
+    return copy
 
 
 def flags(change: dict[str, Any]) -> str:
@@ -262,11 +348,13 @@ def flags(change: dict[str, Any]) -> str:
 
 def _does_not_fit(plan: dict[str, Any], change: dict[str, Any] | None) -> str:
     missing = plan["missing_bytes"]
-    short = f"{missing / GIB:.2f} GiB a chip are missing" if missing else "the compiler does not say by how much"
+    short = (
+        f"at least {missing / GIB:.2f} GiB a chip are missing" if missing else "the compiler does not say by how much"
+    )
     state = f"parameters and optimizer alone take {plan['state_bytes'] / GIB:.2f} GiB a chip"
     advice = f"The nearest change that fits: {flags(change)}" if change else "Nothing tried fits: take more chips."
     return f"--plan={plan['topology']}: {plan['model']} does not fit: {short} ({state}). {advice}"
 
 
-def _bytes(found: re.Match | None) -> int | None:
-    return None if found is None else int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
