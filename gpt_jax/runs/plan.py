@@ -78,7 +78,7 @@ def run(config: ConfigDict, workdir: Path, topology_name: str) -> dict[str, Any]
     topology = find_topology(topology_name)
     step = prepare(config, topology)
     say(f"compiling {pretrain.title(step.config)} for {topology.name} ({len(topology.devices)} devices) ...")
-    workdir = plan_folder(workdir, topology)
+    workdir = workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         plan, text = make_plan(step, topology)
@@ -91,11 +91,6 @@ def run(config: ConfigDict, workdir: Path, topology_name: str) -> dict[str, Any]
     print(render(plan))
     print(f"plan: {workdir / 'plan.json'}; the compiled program: {workdir / 'optimized_hlo.txt'}")
     return plan
-
-
-def plan_folder(workdir: Path, topology: Topology) -> Path:
-    """Where what is found out about `topology` is kept."""
-    return workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
 
 
 def prepare(config: ConfigDict, topology: Topology) -> Step:
@@ -254,14 +249,19 @@ def _changes(config: ConfigDict, chips: int) -> list[dict[str, Any]]:
 
 def changed(config: ConfigDict, change: dict[str, Any]) -> ConfigDict:
     """A copy of `config` with other values, by their dotted names."""
-    copy = config.copy_and_resolve_references().unlock()
+    copy = config.copy_and_resolve_references()
     copy.update_from_flattened_dict(change)
-    return copy.lock()
+    return copy
 
 
 def flags(change: dict[str, Any]) -> str:
     """The same as one types it."""
     return " ".join(f"--config.{name}={value}" for name, value in change.items())
+
+
+def plan_folder(workdir: Path, topology: Topology) -> Path:
+    """Where what is found out about `topology` is kept."""
+    return workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
 
 
 def _does_not_fit(plan: dict[str, Any], change: dict[str, Any] | None) -> str:

@@ -210,7 +210,7 @@ def open_candidates(variants: list[Candidate], known: dict[Candidate, Row], scan
     def hopeless(candidate: Candidate, other: Candidate, row: Row) -> bool:
         if not row["fits"]:
             return candidate.needs_no_less_than(other)
-        return "estimated_step_seconds" in row and candidate.cannot_beat(other, scanned)
+        return row.get("estimated_step_seconds") is not None and candidate.cannot_beat(other, scanned)
 
     return [
         candidate
@@ -230,8 +230,7 @@ def measure(config: ConfigDict, candidate: Candidate, topology: Topology) -> Row
         made, _ = plan.make_plan(step, topology)
     except plan.OutOfMemory as error:
         return row | {"fits": False, "needed_bytes": error.needed, "missing_bytes": error.missing}
-    made.pop("dearest", None)
-    return row | made
+    return row | {name: value for name, value in made.items() if name != "dearest"}  # which is long, and plan.json's
 
 
 class Record:
@@ -282,7 +281,7 @@ def rank(row: Row) -> tuple:
     """Sorts rows: those that fit by estimated time, or where there is no estimate by memory; then the others."""
     return (
         not row["fits"],
-        row.get("estimated_step_seconds", 0.0) if row["fits"] else 0.0,
+        (row.get("estimated_step_seconds") or 0.0) if row["fits"] else 0.0,
         needed_bytes(row) or math.inf,
     )
 
@@ -298,7 +297,7 @@ def verdict(row: Row) -> str:
         needed = needed_bytes(row)
         return f"does not fit, it needs {needed / GIB:.1f} GiB a chip" if needed else "does not fit"
     total = f"{needed_bytes(row) / GIB:.3g} GiB a chip"
-    if "estimated_step_seconds" not in row:
+    if row.get("estimated_step_seconds") is None:
         return total
     return f"{row['estimated_step_seconds'] * 1e3:.1f} ms a step, MFU {row['estimated_mfu']:.1%}, {total}"
 
@@ -320,7 +319,7 @@ def table(ranked: list[Row], topology: str) -> str:
         numbers = ["", "", "", "", ""]
         if row["fits"]:
             numbers[2] = f"{needed_bytes(row) / GIB:.2f}"
-        if row["fits"] and "estimated_step_seconds" in row:
+        if row["fits"] and row.get("estimated_step_seconds") is not None:
             step, without = row["estimated_step_seconds"], row["estimated_step_seconds_without_collectives"]
             sent = sum(collective["ring_bytes"] for collective in row["collectives"])
             numbers[:2] = f"{step * 1e3:.1f}", f"{row['estimated_mfu']:.1%}"
