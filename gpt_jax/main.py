@@ -173,9 +173,9 @@ def main(argv: list[str]) -> int:
         if command.plan:
             # Before JAX starts: it would take hold of a TPU that is here, and a plan needs none.
             os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if command.plan == "gpu" else "cpu")
-            from gpt_jax.runs import plan
+            from gpt_jax.runs import plan, plan_search
 
-            plan.run(command.config, command.workdir, command.plan)
+            (plan_search if command.plan_search else plan).run(command.config, command.workdir, command.plan)
             return 0
         run(command.config, command.workdir, began)
     except UserError as error:

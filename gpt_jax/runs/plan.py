@@ -346,6 +346,11 @@ def flags(change: dict[str, Any]) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in change.items())
 
 
+def plan_folder(workdir: Path, topology: Topology) -> Path:
+    """Where what is found out about `topology` is kept."""
+    return workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
+
+
 def _does_not_fit(plan: dict[str, Any], change: dict[str, Any] | None) -> str:
     missing = plan["missing_bytes"]
     short = (
