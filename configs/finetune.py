@@ -15,6 +15,10 @@ learn faster: the books' tasks take 1e-3.
 `study` does many such runs one after another, tasks by ablations by seeds, and puts their scores into one table:
 
     --config=configs/finetune.py:study,init_from=PATH,seeds=3 '--config.data.train=file:glue/{task}/train.jsonl'
+
+Measured (2 CPU cores, AMD EPYC, 2026-11-22): a study of six tasks by three ablations by three seeds with the `laptop`
+decoder; its table stands in the README. A run of it with 4,000 examples takes from 20 seconds (CoLA) to four minutes
+(MRPC, two orders of 110 tokens each).
 """
 
 from ml_collections import ConfigDict, config_dict
