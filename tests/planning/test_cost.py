@@ -47,6 +47,12 @@ def test_loops_multiply_also_within_each_other():
     assert sum(item.count for item in found.items) == 4 + 20
 
 
+def test_a_loop_ends_with_what_it_sent():
+    body = [gather("g", opcode="all-gather-start"), work("a", 3)]
+    instructions, called = loop("scan", body, bound=5)
+    assert cost(instructions, called).total_cycles == 5 * 28
+
+
 def test_of_a_condition_the_longest_branch_is_charged_and_nothing_of_the_others():
     def branch(cycles):
         metadata = f'metadata={{op_name="b{cycles}"}}, '

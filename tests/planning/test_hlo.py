@@ -1,7 +1,7 @@
 """The reader of optimized HLO, on text in the compilers' own format."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import ADD, FUSED, KERNEL, P0, loop, program, work
 
@@ -60,6 +60,7 @@ def test_a_text_without_an_entry_is_refused(text):
         hlo.parse(text)
 
 
+@settings(deadline=None)
 @given(first=st.integers(0, 5), step=st.integers(1, 4), trips=st.integers(1, 60), rest=st.integers(0, 3))
 def test_a_loop_runs_as_often_as_it_counts(first, step, trips, rest):
     bound = first + step * trips - min(rest, step - 1)
