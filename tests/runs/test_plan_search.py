@@ -51,7 +51,7 @@ class Machine:
         row |= {"bytes_per_chip": {"total": needed}, "estimated_mfu": 0.5, "collectives": []}
         seconds = 1.0 + 0.37 * kept + 0.1 * parts + 0.01 * candidate.tensor
         times = {"estimated_step_seconds": seconds, "estimated_step_seconds_without_collectives": seconds}
-        return row | times if self.knows_time else row
+        return row | (times if self.knows_time else dict.fromkeys(times))
 
 
 def run_search(machine: Machine, variants=GRID, known=None, *, scanned: bool = False) -> list[dict]:
