@@ -54,7 +54,7 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
     """What the compiler is told beside the program, for the devices of `mesh`.
 
     On TPUs a product of something divided is not to become a loop of products of its pieces: with the widths of these
-    models the pieces are too narrow for the matrix unit, and GPT-1's step would take a quarter longer (LOG.md, 2026-11-22).
+    models the pieces are too narrow for the matrix unit: GPT-1's step took a quarter longer (LOG.md, 2026-11-22).
     """
     if mesh.devices.flat[0].platform != "tpu":
         return None

@@ -224,7 +224,7 @@ def test_only_pretraining_is_searched(tmp_path):
 
 def test_the_command_compiles_every_variant_on_simulated_devices_and_sorts_them_by_memory(tmp_path, capsys):
     fields = {f"model.{name}": value for name, value in TINY.items()} | {
-        "tokenizer.vocab_size": 64, "train.batch_size": 2, "mesh.sequence": 4,
+        "model.num_heads": 4, "tokenizer.vocab_size": 64, "train.batch_size": 2, "mesh.sequence": 4,
     }  # fmt: skip
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     command = ["main", "--config=configs/pretrain.py", f"--workdir={tmp_path}", "--plan=cpu", "--plan_search"]
