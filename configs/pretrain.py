@@ -8,7 +8,7 @@ Presets: `books` (default), and every model that gpt_jax/models/presets.py names
 folder, a GGUF file, OpenAI's GPT-1 release, or a workdir of ours.
 
 Measured: `--config=configs/pretrain.py` (`books`, seed 0) on 2 CPU cores (AMD EPYC, 2026-11-22, jax 0.10.2): 4,500
-steps in 5:48 minutes, 1.7888 bits per byte on the held-out 5% of each book. `laptop` on 97 novels of 75 MB: 37:31
+steps in 5:05 minutes, 1.7872 bits per byte on the held-out 5% of each book. `laptop` on 97 novels of 75 MB: 37:31
 minutes beside other work, 1.599 bits per byte; `laptop-lstm` on the same: an hour beside other work, 1.657. The other
 presets are the papers' sizes; nobody has trained them with this code yet.
 
