@@ -14,7 +14,7 @@ presets are the papers' sizes; nobody has trained them with this code yet.
 
 Compiled for v5e-8 (--plan=v5e-8; 2026-11-22): `gpt1` fits in 2.6 GiB a chip, and would reach an MFU of 53% by the TPU
 compiler's estimate, 60% with model.dropout=0.0, both with optimizer.name=adamw optimizer.clip_norm=1.0; with
-collectives 47% and 53%.
+collectives 47% and 52%.
 """
 
 import math

@@ -98,7 +98,7 @@ def run(config: ConfigDict, workdir: Path, topology_name: str) -> dict[str, Any]
     topology = find_topology(topology_name)
     step = prepare(config, topology)
     say(f"compiling {pretrain.title(step.config)} for {topology.name} ({len(topology.devices)} devices) ...")
-    folder = workdir / f"plan-{re.sub(r'[^A-Za-z0-9.]+', '-', topology.name)}"
+    folder = plan_folder(workdir, topology)
     try:
         plan, text = make_plan(step, topology)
     except OutOfMemory as verdict:
