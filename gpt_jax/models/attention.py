@@ -85,15 +85,30 @@ def banded_attention(
     return out_BCTKGH.reshape(batch, chunks * window, heads, width)[:, :time]
 
 
+def cached_attention(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
+    """Attention of new queries to keys and values as a cache holds them, where `visible_BTS` allows it.
+
+    Returns: [B, T, N, H] in q's dtype.
+    """
+    batch, time, heads, width = q_BTNH.shape
+    kv_heads = k_BKSH.shape[1]
+    q_BTKGH = q_BTNH.reshape(batch, time, kv_heads, heads // kv_heads, width)
+    return _attend_by_heads(q_BTKGH, k_BKSH, v_BKSH, visible_BTS[:, None]).reshape(batch, time, heads, width)
+
+
 def _attend(q, k, v, visible, dropout_rate, key):
     """Attention of queries [..., T, K, G, H] to keys and values [..., S, K, H], where `visible` allows it.
 
     `visible` is [T, S], or [..., 1, T, S] with a place for the heads.
     """
+    return _attend_by_heads(q, jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2), visible, dropout_rate, key)
+
+
+def _attend_by_heads(q, k_KSH, v_KSH, visible, dropout_rate=0.0, key=None):
+    """The same with keys and values [..., K, S, H]."""
     *leading, time, kv_heads, group, width = q.shape
     # The queries that share a key head stand below each other as the rows (R) of one matrix.
     q_KRH = jnp.moveaxis(q, -4, -2).reshape(*leading, kv_heads, group * time, width)
-    k_KSH, v_KSH = jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2)
     visible_RS = jnp.concatenate([visible] * group, axis=-2)
     out_KRH = _attention(q_KRH, k_KSH, v_KSH, visible_RS, key if dropout_rate else None, dropout_rate)
     return jnp.moveaxis(out_KRH.reshape(*leading, kv_heads, group, time, width), -2, -4)
@@ -153,6 +168,16 @@ def self_attention(
       window: keys that a query sees, itself included; 0: all up to itself.
     """
     batch, time, _ = x_BTD.shape
+    q_BTNH, k_BTKH, v_BTKH = project_heads(x_BTD, params, config, jnp.arange(time))
+    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, config, key, window=window)
+    return linear(out_BTNH.reshape(batch, time, -1), params["output"])
+
+
+def project_heads(
+    x_BTD: jax.Array, params: dict, config: ModelConfig, positions_T: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [B, T, N, H], keys and values [B, T, K, H] of tokens that stand at `positions_T`, [T] or [B, T]."""
+    batch, time, _ = x_BTD.shape
 
     def project(name: str, heads: int) -> jax.Array:
         y = linear(x_BTD, params[name]).reshape(batch, time, heads, config.head_width)
@@ -162,10 +187,8 @@ def self_attention(
     k_BTKH = project("key", config.kv_heads)
     v_BTKH = project("value", config.kv_heads)
     if config.positions == "rotary":
-        positions_T = jnp.arange(time)
         q_BTNH, k_BTKH = rotate(q_BTNH, positions_T, config), rotate(k_BTKH, positions_T, config)
-    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, config, key, window=window)
-    return linear(out_BTNH.reshape(batch, time, -1), params["output"])
+    return q_BTNH, k_BTKH, v_BTKH
 
 
 def attend(

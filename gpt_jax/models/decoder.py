@@ -112,14 +112,25 @@ def drop_embeddings(params: dict, config: ModelConfig, key: jax.Array | None) ->
     return params | {"embedding": {name: layers.dropout(params["embedding"][name], rate, keys[name]) for name in names}}
 
 
-def embed(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Token embeddings plus learned positions, with embedding dropout on the sum: [B, T, D] in the compute dtype."""
+def embed(
+    params: dict,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    key: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Token embeddings plus learned positions, with embedding dropout on the sum: [B, T, D] in the compute dtype.
+
+    Args:
+      positions_BT: where the tokens stand; by default at 0, 1, ..., T - 1.
+    """
     time = tokens_BT.shape[1]
     if time > config.context_length:
         raise ValueError(f"{time} tokens in a model whose context is {config.context_length}.")
     x_BTD = look_up(params["embedding"]["tokens"].astype(config.dtype), tokens_BT)
     if config.positions == "learned":
-        x_BTD = x_BTD + params["embedding"]["positions"].astype(config.dtype)[:time]
+        positions_PD = params["embedding"]["positions"].astype(config.dtype)
+        x_BTD = x_BTD + (positions_PD[:time] if positions_BT is None else positions_PD[positions_BT])
     x_BTD = constrain(x_BTD, "batch", "time", None)
     return (
         layers.dropout(x_BTD, config.dropout_rate("embedding"), key) if config.embedding_dropout_on == "sum" else x_BTD
@@ -127,9 +138,19 @@ def embed(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Arra
 
 
 def block(
-    x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None = None, *, window: int = 0
+    x_BTD: jax.Array,
+    params: dict,
+    config: ModelConfig,
+    key: jax.Array | None = None,
+    *,
+    window: int = 0,
+    attention: Callable[..., jax.Array] = self_attention,
 ) -> jax.Array:
-    """One layer. Pre-norm: x + f(norm(x)) (GPT-2); post-norm: norm(x + f(x)) (GPT-1). `window` as in attention.py."""
+    """One layer. Pre-norm: x + f(norm(x)) (GPT-2); post-norm: norm(x + f(x)) (GPT-1). `window` as in attention.py.
+
+    Args:
+      attention: what stands in the place of `self_attention`, with its signature (incremental.py: with a cache).
+    """
     attention_key, after_attention_key, after_mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
 
     def residual(x_BTD: jax.Array, norm_params: dict, sublayer: Callable, dropout_key: jax.Array | None) -> jax.Array:
@@ -139,13 +160,13 @@ def block(
         x_BTD = constrain(x_BTD, "batch", "time", None)
         return x_BTD if pre else layers.norm(x_BTD, norm_params, config)
 
-    def attention(y_BTD: jax.Array) -> jax.Array:
-        return self_attention(y_BTD, params["attention"], config, attention_key, window=window)
+    def attend(y_BTD: jax.Array) -> jax.Array:
+        return attention(y_BTD, params["attention"], config, attention_key, window=window)
 
     def mlp(y_BTD: jax.Array) -> jax.Array:
         return layers.mlp(y_BTD, params["mlp"], config)
 
-    x_BTD = residual(x_BTD, params["attention_norm"], attention, after_attention_key)
+    x_BTD = residual(x_BTD, params["attention_norm"], attend, after_attention_key)
     return residual(x_BTD, params["mlp_norm"], mlp, after_mlp_key)
 
 

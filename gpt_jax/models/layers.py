@@ -117,10 +117,13 @@ def rotary_frequencies(config: ModelConfig, dtype: jnp.dtype) -> jax.Array:
 
 
 def rotate(x_BTNH: jax.Array, positions_T: jax.Array, config: ModelConfig) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021) in the half-split order of the Llama weights on Hugging Face."""
+    """Rotary position embedding (Su et al. 2021) in the half-split order of the Llama weights on Hugging Face.
+
+    `positions_T`: int [T], or [B, T] where rows stand at different places.
+    """
     half = x_BTNH.shape[-1] // 2
     dtype = jnp.promote_types(x_BTNH.dtype, jnp.float32)
-    angles_T1H = (positions_T.astype(dtype)[:, None] * rotary_frequencies(config, dtype))[:, None, :]
+    angles_T1H = (positions_T.astype(dtype)[..., None] * rotary_frequencies(config, dtype))[..., None, :]
     cos, sin = jnp.cos(angles_T1H), jnp.sin(angles_T1H)
     x, y = x_BTNH[..., :half].astype(dtype), x_BTNH[..., half:].astype(dtype)
     return jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1).astype(x_BTNH.dtype)

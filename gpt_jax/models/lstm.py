@@ -38,12 +38,22 @@ def layer_specs(config: ModelConfig) -> dict:
     }
 
 
-def block(x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None = None) -> jax.Array:
+def block(
+    x_BTD: jax.Array,
+    params: dict,
+    config: ModelConfig,
+    key: jax.Array | None = None,
+    *,
+    states: Callable[[jax.Array, dict], jax.Array] | None = None,
+) -> jax.Array:
     """One layer: the states, projected back to the model's width; on top of x where there are several layers.
 
-    `key` switches on the residual dropout, on the layer's output.
+    Args:
+      key: switches on the residual dropout, on the layer's output.
+      states: what stands in the place of `states_from_zero`, with its signature (incremental.py: from a cache).
     """
-    y_BTD = layers.linear(states(x_BTD, params["lstm"]), params["lstm"]["output"])
+    states_BTU = (states or states_from_zero)(x_BTD, params["lstm"])
+    y_BTD = layers.linear(states_BTU, params["lstm"]["output"])
     y_BTD = layers.dropout(y_BTD, config.dropout_rate("residual"), key)
     return constrain(x_BTD + y_BTD if config.num_layers > 1 else y_BTD, "batch", "time", None)
 
@@ -53,7 +63,7 @@ def blocks(config: ModelConfig) -> tuple[Callable, ...]:
     return (functools.partial(block, config=config),)
 
 
-def states(x_BTD: jax.Array, params: dict) -> jax.Array:
+def states_from_zero(x_BTD: jax.Array, params: dict) -> jax.Array:
     """The LSTM's state after each token, from zero before the first: [B, T, U] in x's dtype."""
     # The recurrence wants all of the time and all of the kernel on every device: what is divided is brought together
     # here, once, and not in each of its steps.
@@ -79,17 +89,24 @@ def recurrence(inputs_TBG: jax.Array, kernel_UG: jax.Array) -> jax.Array:
     return _recurrence_forward(inputs_TBG, kernel_UG)[0]
 
 
+def one_step(
+    inputs_BG: jax.Array, state_BU: jax.Array, cell_BU: jax.Array, kernel_UG: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """State and cell after one more token, and its gates; state and gates in the inputs' dtype, the cell in its own."""
+    sums_BG = inputs_BG + jnp.matmul(state_BU, kernel_UG, preferred_element_type=cell_BU.dtype)
+    i, f, g, o = jnp.split(sums_BG, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    cell_BU = f * cell_BU + i * g
+    state_BU = (o * jnp.tanh(cell_BU)).astype(inputs_BG.dtype)
+    return state_BU, cell_BU, jnp.concatenate([i, f, g, o], axis=-1).astype(inputs_BG.dtype)
+
+
 def _recurrence_forward(inputs_TBG, kernel_UG):
     dtype, wide = inputs_TBG.dtype, jnp.promote_types(inputs_TBG.dtype, jnp.float32)
 
     def step(carry, inputs_BG):
-        state_BU, cell_BU = carry
-        sums_BG = inputs_BG + jnp.matmul(state_BU, kernel_UG, preferred_element_type=wide)
-        i, f, g, o = jnp.split(sums_BG, 4, axis=-1)
-        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-        cell_BU = f * cell_BU + i * g
-        state_BU = (o * jnp.tanh(cell_BU)).astype(dtype)
-        return (state_BU, cell_BU), (state_BU, cell_BU, jnp.concatenate([i, f, g, o], axis=-1).astype(dtype))
+        state_BU, cell_BU, gates_BG = one_step(inputs_BG, *carry, kernel_UG)
+        return (state_BU, cell_BU), (state_BU, cell_BU, gates_BG)
 
     zeros_BU = jnp.zeros((inputs_TBG.shape[1], kernel_UG.shape[0]), wide)
     _, (states_TBU, cells_TBU, gates_TBG) = jax.lax.scan(step, (zeros_BU.astype(dtype), zeros_BU), inputs_TBG)

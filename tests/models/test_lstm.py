@@ -95,7 +95,7 @@ def test_states_logits_loss_and_gradients_are_torchs():
         params = jax.tree.map(jnp.asarray, golden_parameters(values, "parameter"))
         ids = jnp.asarray(values["tokens"], jnp.int32)
         first = jax.tree.map(lambda x: x[0], params["layers"]["lstm"])
-        states = lstm.states(decoder.embed(params, config, ids), first)
+        states = lstm.states_from_zero(decoder.embed(params, config, ids), first)
         np.testing.assert_allclose(states, values["states"], rtol=0, atol=1e-10)
         logits = decoder.Decoder(config).apply({"params": params}, ids)
         np.testing.assert_allclose(logits, values["logits"], rtol=0, atol=1e-10)
