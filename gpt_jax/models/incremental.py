@@ -62,7 +62,7 @@ def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
 
 
 def resized(cache: Cache, config: ModelConfig, rows: jax.Array, length: int) -> Cache:
-    """The same for other rows (int [new batch], of the old ones) and another length, of which no row has more tokens."""
+    """The same for other rows (int [new batch], of the old ones) and another length, which none of them exceeds."""
     if config.core == "lstm":
         return jax.tree.map(lambda x: x[rows], cache)
 
