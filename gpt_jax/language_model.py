@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.inference.sampler import compile_sampler
+from gpt_jax.inference.beam_search import beam_search
+from gpt_jax.inference.engine import Engine
+from gpt_jax.inference.generation import continue_prompts
+from gpt_jax.inference.sampling import Sampling
+from gpt_jax.inference.streaming import text_of
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.likelihood import next_token_nats
@@ -90,38 +93,49 @@ class LanguageModel:
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
+        *,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        beams: int = 0,
+        length_penalty: float = 1.0,
     ) -> list[str]:
-        """The continuation of each prompt, up to the end of text; temperature 0 takes the likeliest token each time.
+        """The continuation of each prompt, up to the end of text or the first of the `stop` strings.
 
-        A prompt longer than the context leaves beside `max_new_tokens` keeps its last tokens.
+        Temperature 0 takes the likeliest token each time; the other options are those of `inference.sampling.Sampling`
+        and, with `beams`, of `inference.beam_search`. The n-th prompt draws with the n-th key of the seed, whatever the
+        others are.
+
+        Raises:
+          UserError: when an option is out of its range, or a prompt leaves no room in the context.
         """
-        most = self.config.context_length - 1
-        for name, value, least, greatest in (
-            ("max_new_tokens", max_new_tokens, 1, most),
-            ("temperature", temperature, 0, math.inf),
-            ("top_k", top_k, 0, math.inf),
-            ("seed", seed, 0, 2**32 - 1),
-        ):
-            if not least <= value <= greatest:
-                raise UserError(f"{name}={value}: expected {least} to {greatest}.")
         prompts = _texts(prompts)
-        if not prompts:
-            return []
-        end = self.tokenizer.specials.end_of_text
-        sampler = self._sampler(max_new_tokens, float(temperature), top_k)
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
-        continuations = sampler(self.params, ids, seed).tolist()
-        return [self.tokenizer.decode(new[: new.index(end)] if end in new else new) for new in continuations]
+        if beams:
+            if temperature:
+                raise UserError(f"beams={beams} and temperature={temperature}: a beam search draws nothing.")
+            found = (
+                beam_search(
+                    self._engine, one, beams=beams, max_new_tokens=max_new_tokens, length_penalty=length_penalty
+                )[0].ids
+                for one in ids
+            )
+            return [text_of(self.tokenizer, new, one, stop) for new, one in zip(found, ids, strict=True)]
+        texts = [""] * len(prompts)
+        for piece in continue_prompts(self._engine, self.tokenizer, ids, sampling, stop=stop):
+            texts[piece.prompt] = piece.so_far.text
+        return texts
 
-    @functools.cache  # noqa: B019 - compiled programs live as long as the model
-    def _sampler(self, max_new_tokens: int, temperature: float, top_k: int):
-        return compile_sampler(
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        return Engine(
+            self.params,
             self.config,
             self._mesh,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
             vocab_size=self.tokenizer.vocab_size,
+            end_ids=[self.tokenizer.specials.end_of_text],
         )
 
     @functools.cached_property

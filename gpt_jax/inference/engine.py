@@ -119,10 +119,10 @@ class Engine:
                 f"{config.context_length:,}, and at least one slot."
             )
         self.config, self.mesh, self.slots, self.length = config, mesh, slots, length
-        self._vocabulary = Vocabulary(vocab_size or config.vocab_size, tuple(sorted(set(end_ids))))
+        self.vocabulary = Vocabulary(vocab_size or config.vocab_size, tuple(sorted(set(end_ids))))
         self._reuse_prefix = reuse_prefix
         with jax.set_mesh(mesh):
-            self._params = _split_layers(params, config)
+            self.params = _split_layers(params, config)
         self._rows: Rows | None = None
         self._rows_length = 0
         self._at_work: dict[int, _Request] = {}  # by row
@@ -150,22 +150,28 @@ class Engine:
           UserError: when the prompt is empty, or leaves no room for the tokens that are asked for.
         """
         prompt = [int(id) for id in prompt]
-        if not prompt:
-            raise UserError("an empty prompt: give at least one token, such as the end of text.")
-        if not 0 <= min(prompt) <= max(prompt) < self.config.vocab_size:
-            raise UserError(f"a prompt with ids from {min(prompt)} to {max(prompt)}: the vocabulary ends before.")
-        most = sampling.max_new_tokens
-        if len(prompt) + most > self.length:
-            room = self.length - len(prompt)
-            advice = f"Ask for at most {room:,}, or shorten the prompt." if room > 0 else "Shorten the prompt."
-            raise UserError(
-                f"a prompt of {len(prompt):,} tokens and max_new_tokens={most:,} do not fit in a context of "
-                f"{self.length:,}. {advice}"
-            )
-        request = _Request(self._next, prompt, sampling, sample, most)
+        self.check_prompt(prompt, sampling.max_new_tokens)
+        request = _Request(self._next, prompt, sampling, sample, sampling.max_new_tokens)
         self._next += 1
         self._queue.append(request)
         return request.number
+
+    def check_prompt(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Raises UserError for a prompt that is empty, or leaves no room for so many tokens."""
+        if not len(prompt):
+            raise UserError("an empty prompt: give at least one token, such as the end of text.")
+        if not 0 <= min(prompt) <= max(prompt) < self.config.vocab_size:
+            raise UserError(
+                f"a prompt with ids from {min(prompt)} to {max(prompt)}: the vocabulary has 0 to "
+                f"{self.config.vocab_size - 1}."
+            )
+        if len(prompt) + max_new_tokens > self.length:
+            room = self.length - len(prompt)
+            advice = f"Ask for at most {room:,}, or shorten the prompt." if room > 0 else "Shorten the prompt."
+            raise UserError(
+                f"a prompt of {len(prompt):,} tokens and max_new_tokens={max_new_tokens:,} do not fit in a context of "
+                f"{self.length:,}. {advice}"
+            )
 
     def cancel(self, number: int) -> None:
         """Forgets a request, wherever it is; nothing more is heard of it."""
@@ -183,14 +189,14 @@ class Engine:
             if not self._at_work:
                 return []
             asked = [r.sampling.logprobs for r in self._at_work.values() if r.sampling.logprobs is not None]
-            alternatives = (MOST_LOGPROBS if max(asked) else 0) if asked else None
+            alternatives = (min(MOST_LOGPROBS, self.vocabulary.size) if max(asked) else 0) if asked else None
             most = min(most, MOST_STEPS, max(request.left for request in self._at_work.values()))
             self._rows, drawn = decode(
-                self._params,
+                self.params,
                 self._rows,
                 most,
                 config=self.config,
-                vocabulary=self._vocabulary,
+                vocabulary=self.vocabulary,
                 alternatives=alternatives,
             )
             drawn = jax.tree.map(np.asarray, drawn)
@@ -201,7 +207,7 @@ class Engine:
         ids = ids[ids >= 0].tolist()
         request.left -= len(ids)
         finished = None
-        if ids[-1] in self._vocabulary.ends:
+        if ids[-1] in self.vocabulary.ends:
             ids, finished = ids[:-1], "stop"
         elif request.left == 0:
             finished = "length"
@@ -223,15 +229,17 @@ class Engine:
             return
         requests = [*self._at_work.values(), *new]
         self._make_room(
-            _power_of_two(len(requests), 1),
+            incremental.power_of_two(len(requests), 1),
             min(
-                _power_of_two(max(len(r.prompt) + r.sampling.max_new_tokens for r in requests), LEAST_LENGTH),
+                incremental.power_of_two(
+                    max(len(r.prompt) + r.sampling.max_new_tokens for r in requests), LEAST_LENGTH
+                ),
                 self.length,
             ),
         )
         free = iter(sorted(set(range(len(self._rows.left_B))) - self._at_work.keys()))
         for request, row in zip(new, free, strict=False):
-            self._rows = _enter(self._rows, row, self._prefilled(request.prompt[:-1]), self._row_of(request))
+            self._rows = _enter(self._rows, row, self.prefilled(request.prompt[:-1]), self._row_of(request))
             self._at_work[row] = request
 
     def _row_of(self, request: _Request) -> Rows:
@@ -242,18 +250,20 @@ class Engine:
         numbers = (np.array([value], np.int32) for value in values)
         return Rows(None, *numbers, seen_BV, Choosers.of(request.sampling, request.sample))
 
-    def _prefilled(self, ids: list[int]) -> incremental.Cache:
+    def prefilled(self, ids: list[int]) -> incremental.Cache:
         """A cache of one row that holds `ids`, as long as the next power of two."""
         known, cache = self._last_prompt
         if not (cache is not None and (ids == known or self._reuse_prefix and known and ids[: len(known)] == known)):
             known, cache = [], None
-        length = min(_power_of_two(len(ids), LEAST_LENGTH), self.length)
+        length = min(incremental.power_of_two(len(ids), LEAST_LENGTH), self.length)
         cache = _empty(self.config, length) if cache is None else _lengthened(cache, config=self.config, length=length)
         for start in range(len(known), len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
-            tokens_BT = np.zeros((1, min(_power_of_two(len(chunk), 16), self.config.context_length)), np.int32)
+            tokens_BT = np.zeros(
+                (1, min(incremental.power_of_two(len(chunk), 16), self.config.context_length)), np.int32
+            )
             tokens_BT[0, : len(chunk)] = chunk
-            cache = prefill(self._params, tokens_BT, cache, np.int32(start), np.int32(len(chunk)), config=self.config)
+            cache = prefill(self.params, tokens_BT, cache, np.int32(start), np.int32(len(chunk)), config=self.config)
         self._last_prompt = (ids, cache)
         return cache
 
@@ -381,8 +391,3 @@ def _enter(rows: Rows, row: int, cache: incremental.Cache, new: Rows) -> Rows:
 @functools.partial(jax.jit, donate_argnames="rows")
 def _idle(rows: Rows, row: int) -> Rows:
     return rows._replace(left_B=rows.left_B.at[row].set(0))
-
-
-def _power_of_two(number: int, least: int) -> int:
-    """The first power of two that is neither below `number` nor below `least`, which is one."""
-    return max(least, 1 << (number - 1).bit_length()) if number > 1 else least

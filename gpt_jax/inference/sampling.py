@@ -11,6 +11,7 @@ import numpy as np
 from gpt_jax.errors import UserError
 
 MOST_LOGPROBS = 20
+RANKS = 256  # likeliest tokens that top_k and top_p are decided by; where they do not suffice, all are sorted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,20 +122,35 @@ def choose(logits_BV: jax.Array, choosers: Choosers, numbers_B: jax.Array, seen_
 
 def _truncated(logits_BV: jax.Array, choosers: Choosers) -> jax.Array:
     """The logits with -inf in the place of tokens that top_k, top_p and min_p leave out."""
-    vocabulary = logits_BV.shape[-1]
-    most_B = jnp.where(choosers.top_k > 0, jnp.minimum(choosers.top_k, vocabulary), vocabulary)
+    limited_B = (choosers.top_k > 0) | (choosers.top_p < 1)
 
-    def by_rank() -> jax.Array:
-        ranked_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        kth_B1 = jnp.take_along_axis(ranked_BV, most_B[:, None] - 1, axis=-1)
-        ranked_BV = jnp.where(ranked_BV >= kth_B1, ranked_BV, -jnp.inf)
-        probabilities_BV = jax.nn.softmax(ranked_BV, axis=-1)
-        likelier_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV  # the probability of all likelier ones
-        kept_BV = (likelier_BV < choosers.top_p[:, None]) & (ranked_BV > -jnp.inf)
-        least_B1 = jnp.min(jnp.where(kept_BV, ranked_BV, jnp.inf), axis=-1, keepdims=True)
-        return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    def limit() -> jax.Array:
+        ranks = min(RANKS, logits_BV.shape[-1])
+        least_B1, found_B = _least_logits(jax.lax.top_k(logits_BV, ranks)[0], logits_BV, choosers)
 
-    ranked = jnp.any((most_B < vocabulary) | (choosers.top_p < 1))
-    logits_BV = jax.lax.cond(ranked, by_rank, lambda: logits_BV)
+        def sort_all() -> jax.Array:
+            return _least_logits(jnp.sort(logits_BV, axis=-1, descending=True), logits_BV, choosers)[0]
+
+        least_B1 = jax.lax.cond(jnp.all(found_B | ~limited_B), lambda: least_B1, sort_all)
+        return jnp.where((logits_BV >= least_B1) | ~limited_B[:, None], logits_BV, -jnp.inf)
+
+    logits_BV = jax.lax.cond(jnp.any(limited_B), limit, lambda: logits_BV)
     least_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + jnp.log(choosers.min_p)[:, None]
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+def _least_logits(ranked_BR: jax.Array, logits_BV: jax.Array, choosers: Choosers) -> tuple[jax.Array, jax.Array]:
+    """The least logit that top_k and top_p keep, [B, 1], by the R largest; and where these are enough, bool [B]."""
+    ranks = ranked_BR.shape[-1]
+    by_count_B1 = ((choosers.top_k > 0) & (choosers.top_k <= ranks))[:, None]
+    kth_B1 = jnp.take_along_axis(ranked_BR, jnp.clip(choosers.top_k, 1, ranks)[:, None] - 1, axis=-1)
+    kth_B1 = jnp.where(by_count_B1, kth_B1, -jnp.inf)
+    all_B1 = jax.nn.logsumexp(jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf), axis=-1, keepdims=True)
+    probabilities_BR = jnp.exp(ranked_BR - all_B1)
+    likelier_BR = jnp.cumsum(probabilities_BR, axis=-1) - probabilities_BR  # the probability of all likelier ones
+    top_p_B1 = choosers.top_p[:, None]
+    kept_BR = (ranked_BR >= kth_B1) & ((likelier_BR < top_p_B1) | (top_p_B1 >= 1))
+    least_B1 = jnp.min(jnp.where(kept_BR, ranked_BR, jnp.inf), axis=-1, keepdims=True)
+    known_B = (choosers.top_k == 0) | (choosers.top_k <= ranks)
+    found_B = by_count_B1[:, 0] | (known_B & ~kept_BR[:, -1])
+    return least_B1, found_B

@@ -77,6 +77,14 @@ class TextStream:
         return out
 
 
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], prompt: Sequence[int] = (), stop: Sequence[str] = ()) -> str:
+    """What `ids` spell behind the prompt, up to the first stop string."""
+    stream = TextStream(tokenizer, stop, prompt)
+    stream.push(ids)
+    stream.finish()
+    return stream.text
+
+
 def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -176,6 +176,11 @@ class _Memory:
         return jnp.swapaxes(states_TBU, 0, 1)
 
 
+def power_of_two(number: int, least: int) -> int:
+    """The first power of two that is neither below `number` nor below `least`, which is one."""
+    return max(least, 1 << (number - 1).bit_length()) if number > 1 else least
+
+
 @functools.cache
 def _windows(config: ModelConfig) -> tuple[int, ...]:
     """Of each layer, the keys that a query sees; 0: all."""

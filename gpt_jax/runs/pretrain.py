@@ -22,7 +22,9 @@ from gpt_jax.data.sources import Source, open_source
 from gpt_jax.data.token_store import TokenStore, open_or_build
 from gpt_jax.data.windows import EvaluationWindows, Windows
 from gpt_jax.errors import UserError
-from gpt_jax.inference.sampler import compile_sampler
+from gpt_jax.inference.engine import Engine
+from gpt_jax.inference.generation import continue_prompts
+from gpt_jax.inference.sampling import Sampling
 from gpt_jax.inference.scoring import compile_scorer
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
@@ -386,20 +388,18 @@ def make_sample(
     else:
         places = np.linspace(0, max(len(text.valid) - PROMPT_TOKENS, 0), 5, dtype=int)[:-1]
         prompts = [text.valid.read(place, min(place + PROMPT_TOKENS, len(text.valid))).tolist() for place in places]
-    sampler = compile_sampler(
-        model,
-        mesh,
-        max_new_tokens=min(r.sample_tokens, max(model.context_length - PROMPT_TOKENS, 1)),
-        temperature=r.temperature,
-        top_k=r.top_k,
-        vocab_size=tokenizer.vocab_size,
-    )
+    most = min(r.sample_tokens, max(model.context_length - PROMPT_TOKENS, 1))
+    sampling = Sampling(most, r.temperature, r.top_k if r.temperature else 0, seed=config.seed)
+    prompts = [prompt[-(model.context_length - most) :] for prompt in prompts]
 
     def sample(state: TrainState) -> list[dict[str, str]]:
-        continuations = sampler(state.params, prompts, config.seed).tolist()
+        engine = Engine(state.params, model, mesh, vocab_size=tokenizer.vocab_size, slots=len(prompts))
+        texts = [""] * len(prompts)
+        for piece in continue_prompts(engine, tokenizer, prompts, sampling):
+            texts[piece.prompt] = piece.so_far.text
         return [
-            {"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(ids)}
-            for prompt, ids in zip(prompts, continuations, strict=True)
+            {"prompt": tokenizer.decode(prompt), "continuation": text}
+            for prompt, text in zip(prompts, texts, strict=True)
         ]
 
     return sample

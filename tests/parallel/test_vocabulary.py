@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.inference.sampler import compile_sampler
+from gpt_jax.inference.engine import Engine
+from gpt_jax.inference.sampling import Sampling
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.likelihood import next_token_nats, weighted_nats
@@ -93,10 +94,12 @@ def test_a_filling_row_never_wins_and_never_learns(sizes, output):
 def test_sampling_on_a_mesh_draws_what_one_device_draws():
     drawn = []
     for mesh in (single_device_mesh(), make_mesh({"data": 2, "tensor": 4})):
-        sample = compile_sampler(CONFIG, mesh, max_new_tokens=4, temperature=5.0, top_k=50)
-        drawn.append(sample(jax.device_put(params(), tree_shardings(params(), mesh)), [[1, 2], [3], [4, 5], [6]], 0))
-    np.testing.assert_array_equal(*drawn)
-    assert len(np.unique(drawn[0])) > 4
+        engine = Engine(jax.device_put(params(), tree_shardings(params(), mesh)), CONFIG, mesh, slots=4)
+        for number, prompt in enumerate([[1, 2], [3], [4, 5], [6]]):
+            engine.submit(prompt, Sampling(4, temperature=5.0, top_k=50), number)
+        drawn.append({event.request: event.tokens for event in engine.step(4)})
+    assert drawn[0] == drawn[1]
+    assert len({id for tokens in drawn[0].values() for id in tokens}) > 4
 
 
 def test_a_checkpoint_knows_nothing_of_the_mesh_that_wrote_it(tmp_path):
