@@ -21,7 +21,7 @@ def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("generate") / "model", "gpt2-small", context_length=64)
 
 
-def words(model, workdir, *more, ask=":"):
+def words(model, workdir, *more):
     return ["main", f"--config={CONFIG}:model={model},tokens=8", f"--workdir={workdir}", *more]
 
 
@@ -75,7 +75,7 @@ def test_a_killed_run_makes_only_what_is_missing_and_the_same(model, tmp_path):
 
 def test_standard_input_is_read(model, tmp_path):
     command = [sys.executable, "-m", "gpt_jax.main", *words(model, tmp_path / "w", "--config.prompts=-")[1:]]
-    subprocess.run(command, input="a prompt\n".encode(), check=True, capture_output=True)
+    subprocess.run(command, input=b"a prompt\n", check=True, capture_output=True)
     assert [row["prompt"] for row in rows(tmp_path / "w")] == ["a prompt"]
 
 

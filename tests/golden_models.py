@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-FOLDER = Path(__file__).resolve().parents[1] / "golden"
+FOLDER = Path(__file__).resolve().parent / "golden"
 FAMILIES = ("gpt1", "gpt2", "llama", "qwen2")
 
 
