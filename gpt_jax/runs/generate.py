@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.inference.beam_search import beam_search
 from gpt_jax.inference.engine import Engine
-from gpt_jax.inference.generation import Continuation, continue_prompts
+from gpt_jax.inference.generation import STEPS, Continuation, Piece, continue_prompts
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.inference.streaming import text_of
 from gpt_jax.models.presets import adapt
@@ -27,6 +28,7 @@ from gpt_jax.runs.recipe import check_config, check_model_fits
 from gpt_jax.runs.workdir import environment, open_workdir
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.metrics_log import read_rows
+from gpt_jax.training.startup import compilation
 
 Row = dict[str, Any]
 
@@ -228,28 +230,52 @@ def draw(
     live = count == len(ids) == config.samples == 1
     if live and is_main_process():
         print(generations._prompts[0], end="", flush=True)
-    began, first, tokens = time.monotonic(), None, 0
+    steps = 1 if live else STEPS
     pieces = continue_prompts(
-        engine, tokenizer, ids, sampling, stop=config.stop, samples=samples, **({"steps": 1} if live else {})
-    )
+        engine, tokenizer, ids, sampling, stop=config.stop, samples=samples, steps=steps
+    )  # fmt: skip
+    stopwatch = Stopwatch()
     with tqdm(total=count, unit="text", disable=live or not (is_main_process() and sys.stderr.isatty())) as bar:
-        for piece in pieces:
-            first = first or time.monotonic()
+        for piece in stopwatch.watch(pieces):
             if live and is_main_process():
                 print(piece.text, end="", flush=True)
             found = piece.so_far
             if found.finished:
-                tokens += len(found.ids)
                 told = {} if config.logprobs is None else {"logprobs": told_logprobs(found, tokenizer)}
                 number = piece.sample - piece.prompt * config.samples
                 generations.add(piece.prompt, number, found.text, found.finished, len(found.ids), **told)
                 bar.update()
     if is_main_process() and count:
         print(flush=True) if live else show(generations.rows)
-        seconds = time.monotonic() - began
-        say(
-            f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:.1f} a second; the first after "
-            f"{(first or began) - began:.2f} s (compiling included)"
+        say(stopwatch.said)
+
+
+class Stopwatch:
+    """How fast tokens came, without the time that JAX took to compile its programs.
+
+    Attributes:
+      said: the result in words.
+    """
+
+    def __init__(self):
+        self.said = ""
+
+    def watch(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """The same pieces."""
+        began, made = time.monotonic(), {}
+        with compilation() as before:
+            piece = next(pieces, None)
+        first = time.monotonic() - began - sum(before[part] for part in ("tracing", "compiling"))
+        with compilation() as later:
+            while piece is not None:
+                made[piece.prompt, piece.sample] = len(piece.so_far.ids)
+                yield piece
+                piece = next(pieces, None)
+        compiling = sum(spent[part] for spent in (before, later) for part in ("tracing", "compiling"))
+        seconds, tokens = time.monotonic() - began - compiling, sum(made.values())
+        self.said = (
+            f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:.1f} a second; the first after {first:.2f} s; "
+            f"besides, {compiling:.1f} s for compiling"
         )
 
 
