@@ -4,6 +4,7 @@ What differs from the library's own habits, because our contract says so: no tex
 adds none, and nothing is cut off or padded.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,14 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.extras import require
-from gpt_jax.text.tokenizer import FINE_TUNING_SYMBOLS, SpecialIds, before_last_word, check_unicode, save_model
+from gpt_jax.text.tokenizer import (
+    FINE_TUNING_SYMBOLS,
+    SpecialIds,
+    before_last_word,
+    check_unicode,
+    concatenated_parts,
+    save_model,
+)
 from gpt_jax.text.tokenizer_json import added_token, byte_alphabet
 
 
@@ -43,7 +51,8 @@ class HuggingFaceTokenizer:
         named = {name: _id_of(name, content, ids, where) for name, content in self.symbol_names.items()}
         special = {token["content"] for token in self.document["added_tokens"] if token["special"]}
         hidden = special | set(self.symbol_names.values())
-        self._engine = _engine(_unspellable(self.document, {content: ids[content] for content in hidden}), where)
+        self.symbols: dict[str, int] = {content: ids[content] for content in hidden}
+        self._engine = _engine(_unspellable(self.document, self.symbols), where)
         self.vocab_size = max(ids.values()) + 1
         self.specials = SpecialIds(
             pad=named.get("pad_token", named["eos_token"]),
@@ -54,7 +63,7 @@ class HuggingFaceTokenizer:
         decoders = list(_parts(self.document.get("decoder")))
         self._strips_space = any(part["type"] == "Strip" and part.get("start") for part in decoders)
         spelling = _spelling(decoders)
-        self._spelling_of_id = spelling and self._spellings(spelling, {ids[content] for content in hidden})
+        self._spelling_of_id = spelling and self._spellings(spelling, set(self.symbols.values()))
         spellings = self._spelling_of_id or [self._decode([id]).encode() for id in range(self.vocab_size)]
         self.token_bytes = np.array([len(spelling) for spelling in spellings], np.int32)
         self.lossless = _keeps_everything(self.document, decoders, spellings)
@@ -96,6 +105,20 @@ class HuggingFaceTokenizer:
         encodings = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """Ids of texts with special symbols, given by id, between them, int32 [n].
+
+        They are those of the vocabulary's makers: a symbol that strips the spaces beside it does so, and a space that
+        goes before a text goes where they put it. UserError: a text holds a lone surrogate.
+        """
+        texts = [part for part in parts if isinstance(part, str)]
+        for text in texts:
+            check_unicode(text)
+        if any("\0" in text for text in texts):  # which could spell the symbols' new names
+            return concatenated_parts(self, parts)
+        text = "".join(part if isinstance(part, str) else _unspelled(part) for part in parts)
+        return np.array(self._engine_of_parts.encode(text, add_special_tokens=False).ids, np.int32)
+
     def last_cut(self, text: str) -> int:
         """Before the last word: a piece takes at most the space before it along. See the protocol."""
         return before_last_word(text)
@@ -114,6 +137,11 @@ class HuggingFaceTokenizer:
     def save(self, directory: Path) -> None:
         """Writes what `load_tokenizer` needs into `directory`."""
         save_model(directory, self)
+
+    @functools.cached_property
+    def _engine_of_parts(self):
+        """The same engine, but it finds the symbols' new names in a text."""
+        return type(self._engine).from_str(self._engine.to_str())
 
     def _decode(self, ids: list[int]) -> str:
         return self._engine.decode(ids, skip_special_tokens=True)
@@ -176,7 +204,7 @@ def _unspellable(document: dict[str, Any], hidden: Mapping[str, int]) -> dict[st
     Telling the library not to look for special symbols in a text is not enough: a vocabulary that holds "</s>" as a
     piece finds it there (always if it is a unigram model, or by way of merges).
     """
-    new_name = {content: f"\0 {id} \0" for content, id in hidden.items()}
+    new_name = {content: _unspelled(id) for content, id in hidden.items()}
     tokens = [
         {**token, "content": new_name[token["content"]], "special": True} if token["content"] in hidden else token
         for token in document["added_tokens"]
@@ -198,6 +226,11 @@ def _unspellable(document: dict[str, Any], hidden: Mapping[str, int]) -> dict[st
         model["dropout"] = None  # it would choose merges at random
     tokens.sort(key=lambda token: token["id"])
     return {**document, "truncation": None, "padding": None, "added_tokens": tokens, "model": model}
+
+
+def _unspelled(id: int) -> str:
+    """What a special symbol is called, so that no text spells it."""
+    return f"\0 {id} \0"
 
 
 def _engine(document: dict[str, Any], where: str):

@@ -23,7 +23,14 @@ import numpy as np
 from gpt_jax.errors import UserError
 from gpt_jax.extras import require
 from gpt_jax.text.bpe_files import Merge, checked_merges, checked_vocabulary, read_merges, read_vocabulary
-from gpt_jax.text.tokenizer import SpecialIds, before_last_word, check_unicode, save_model
+from gpt_jax.text.tokenizer import (
+    SpecialIds,
+    before_last_word,
+    check_unicode,
+    concatenated_parts,
+    own_symbols,
+    save_model,
+)
 
 UNKNOWN = "<unk>"
 NEWLINE = "\n</w>"
@@ -69,8 +76,9 @@ class OpenAIGPTTokenizer:
         self.vocabulary = vocabulary
         self.merges = merges
         self.vocab_size = len(vocabulary)
-        own_symbols = {name: vocabulary.get(piece) for name, piece in FINE_TUNING_PIECES.items()}
-        self.specials = SpecialIds(pad=vocabulary[UNKNOWN], end_of_text=vocabulary[NEWLINE], **own_symbols)
+        fine_tuning = {name: vocabulary.get(piece) for name, piece in FINE_TUNING_PIECES.items()}
+        self.specials = SpecialIds(pad=vocabulary[UNKNOWN], end_of_text=vocabulary[NEWLINE], **fine_tuning)
+        self.symbols = own_symbols(self.specials)
         self._spellings = [""] * self.vocab_size
         for piece, id in vocabulary.items():
             self._spellings[id] = _spelling(piece)
@@ -113,6 +121,10 @@ class OpenAIGPTTokenizer:
             check_unicode(text)
         with self._lock, self._splitter.bounded_memory():
             return [np.array(self._ids(standardised(self._fix_text(text))), np.int32) for text in texts]
+
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """Ids of texts with special symbols, given by id, between them, int32 [n]."""
+        return concatenated_parts(self, parts)
 
     def last_cut(self, text: str) -> int:
         """Before the last word, for a newline is a symbol that needs what follows it. See the protocol."""

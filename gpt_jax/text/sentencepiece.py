@@ -21,7 +21,16 @@ from gpt_jax.disk import digest, disk_errors_explained, locked
 from gpt_jax.errors import UserError
 from gpt_jax.progress import byte_progress, say
 from gpt_jax.text.sampling import sample_blocks
-from gpt_jax.text.tokenizer import MANIFEST, SpecialIds, Tokenizer, check_unicode, load_tokenizer, save_model
+from gpt_jax.text.tokenizer import (
+    MANIFEST,
+    SpecialIds,
+    Tokenizer,
+    check_unicode,
+    concatenated_parts,
+    load_tokenizer,
+    own_symbols,
+    save_model,
+)
 
 SPECIALS = SpecialIds(pad=0, end_of_text=1, start=3, delimiter=4, extract=5)
 UNKNOWN = 2  # SentencePiece insists on one; with byte fallback it is never emitted
@@ -50,6 +59,7 @@ class SentencePieceTokenizer:
     lossless = True
     chat_template = None
     symbol_names: dict[str, str] = {}
+    symbols = own_symbols(SPECIALS)
 
     def __init__(self, model: bytes):
         self._model = model
@@ -96,6 +106,10 @@ class SentencePieceTokenizer:
             np.fromiter(itertools.chain.from_iterable(itertools.islice(ids_of_units, len(own_units))), np.int32)
             for own_units in units_of_texts
         ]
+
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """Ids of texts with special symbols, given by id, between them, int32 [n]."""
+        return concatenated_parts(self, parts)
 
     def last_cut(self, text: str) -> int:
         """The end: documents come in pieces that end in line ends (data/pieces.py), as this kind needs them."""

@@ -6,6 +6,7 @@ behind it, in this order (finetune-transformer-lm, train.py: `encoder['_start_']
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ class AppendedSymbols:
         self.vocab_size = base.vocab_size + len(appended)
         self.specials = replace(base.specials, **{name: base.vocab_size + i for i, name in enumerate(appended)})
         self.token_bytes = np.append(base.token_bytes, np.zeros(len(appended), np.int32))
+        self.symbols = base.symbols | {f"<|{name}|>": base.vocab_size + i for i, name in enumerate(appended)}
         self.fingerprint = hashlib.sha256(" ".join([base.fingerprint, *appended]).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
@@ -56,6 +58,12 @@ class AppendedSymbols:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, as fast as `base` does it."""
         return self.base.encode_batch(texts)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """Ids of texts with special symbols, given by id, between them, int32 [n]; appended ones change no text."""
+        groups = itertools.groupby(parts, lambda part: isinstance(part, int) and part >= self.base.vocab_size)
+        ids = [np.array([*group], np.int32) if own else self.base.encode_parts([*group]) for own, group in groups]
+        return np.concatenate([np.zeros(0, np.int32), *ids])
 
     def last_cut(self, text: str) -> int:
         """That of `base`."""

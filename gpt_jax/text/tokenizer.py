@@ -64,6 +64,8 @@ class Tokenizer(Protocol):
     chat_template: the Jinja template of a chat model that came with one; None: none.
     symbol_names: {"eos_token": "</s>", ...}, spelled as the makers of an imported vocabulary do, which is what its
         chat template is given; empty for our own.
+    symbols: {"</s>": 2, ...}, the special symbols as a chat template writes them; ours are "<|end_of_text|>",
+        "<|start|>", "<|delimiter|>", "<|extract|>".
     """
 
     kind: str
@@ -74,12 +76,16 @@ class Tokenizer(Protocol):
     token_bytes: np.ndarray
     chat_template: str | None
     symbol_names: Mapping[str, str]
+    symbols: Mapping[str, int]
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int32 [n], without special symbols. UserError: `text` holds a lone surrogate."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, on all cores where the kind can."""
+
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """Ids of texts with special symbols, given by id, between them, int32 [n]: of a rendered chat template."""
 
     def last_cut(self, text: str) -> int:
         """Where `text`, which goes on, may be cut so that both parts' ids are those of the whole; from the end."""
@@ -111,6 +117,18 @@ def check_unicode(text: str) -> None:
             f"{error.start}, after {text[max(0, error.start - 20) : error.start]!r}. Clean the text "
             "(text.encode('utf-8', 'replace').decode())."
         ) from None
+
+
+def own_symbols(specials: SpecialIds) -> dict[str, int]:
+    """How a chat template writes the symbols of a vocabulary that does not spell them itself."""
+    names = ("end_of_text", *FINE_TUNING_SYMBOLS)
+    return {f"<|{name}|>": id for name in names if (id := getattr(specials, name)) is not None}
+
+
+def concatenated_parts(tokenizer: "Tokenizer", parts: Sequence[str | int]) -> np.ndarray:
+    """`encode_parts` where a symbol does nothing to the text beside it."""
+    ids = [tokenizer.encode(part) if isinstance(part, str) else [part] for part in parts]
+    return np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
 
 
 def save_model(directory: Path, tokenizer: Tokenizer, appended: Sequence[str] = ()) -> None:

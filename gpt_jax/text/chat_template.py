@@ -1,0 +1,131 @@
+"""Chat templates: a conversation as the model was taught to read one.
+
+A template is a Jinja program that its makers put beside the weights (Hugging Face's `chat_template`). It is other
+people's code, so it runs in Jinja's sandbox, over plain texts alone, with the few functions that such templates expect.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.extras import require
+from gpt_jax.text.tokenizer import Tokenizer, check_unicode
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant" | ..., "content": text}
+_MARK = "\ud800"  # half a character, which no text holds
+_ANSWER = "an answer"
+
+
+class ChatTemplate:
+    """A template with the tokenizer whose symbols it writes.
+
+    Attributes:
+      end_ids: the symbol that the template writes behind an answer, so that a model which learnt from it writes it
+        there too: `<|im_end|>`, say. Empty where the template ends answers otherwise.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer, where: str = "the chat template"):
+        """UserError: `source` is no Jinja template; `where` is what messages call it."""
+        jinja2 = require("jinja2", "serve")
+        self._tokenizer = tokenizer
+        self._where = where
+        # Longest first: one symbol may begin with another.
+        self._symbols = re.compile("|".join(map(re.escape, sorted(tokenizer.symbols, key=len, reverse=True))) or "(?!)")
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"{where} is not a Jinja template that can be read ({error}). Name a file with another: "
+                "--config.template=FILE."
+            ) from None
+        self.end_ids = self._symbol_after_an_answer()
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text that the model reads, up to where its answer begins.
+
+        Raises:
+          UserError: the template refuses these messages (two of one user in a row, say), or fails over them.
+        """
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._tokenizer.symbol_names,
+            )
+        except Exception as error:  # whatever it is, it is the template's
+            raise UserError(f"{self._where} does not take these messages: {error}.") from None
+
+    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> np.ndarray:
+        """Ids of `render`, int32 [n]. What a message says is text, even where it spells one of the symbols.
+
+        Raises:
+          UserError: as `render`; or a message is not valid Unicode.
+        """
+        hidden = [{name: self._hidden(value) for name, value in message.items()} for message in messages]
+        text = self.render(hidden, add_generation_prompt=add_generation_prompt)
+        return self._tokenizer.encode_parts(self._parts(text))
+
+    def _hidden(self, text: str) -> str:
+        """`text` with a mark inside whatever spells a symbol."""
+        check_unicode(text)
+        return self._symbols.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
+
+    def _parts(self, text: str) -> list[str | int]:
+        """`text` with its symbols as ids, and without marks."""
+        parts: list[str | int] = []
+        end = 0
+        for found in self._symbols.finditer(text):
+            parts += [text[end : found.start()], self._tokenizer.symbols[found[0]]]
+            end = found.end()
+        parts = [part.replace(_MARK, "") if isinstance(part, str) else part for part in [*parts, text[end:]]]
+        return [part for part in parts if part != ""]
+
+    def _symbol_after_an_answer(self) -> tuple[int, ...]:
+        asked = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            _, found, rest = self.render(asked, add_generation_prompt=False).rpartition(_ANSWER)
+        except UserError:
+            return ()
+        first = next((part for part in self._parts(rest.lstrip())), None) if found else None
+        return (first,) if isinstance(first, int) else ()
+
+
+def _environment():
+    """Jinja as the templates of Hugging Face's models expect it."""
+    sandbox = require("jinja2.sandbox", "serve")
+    extensions = require("jinja2.ext", "serve")
+
+    class Generation(extensions.Extension):
+        """The block `generation`, which marks what a model is trained on; what stands in it is rendered."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, extensions.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json  # Jinja's own escapes the signs of HTML
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    return environment
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise require("jinja2", "serve").TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
