@@ -113,6 +113,21 @@ class Pretrained:
         params = _cast(params, config)
         return params | {"model": _cut_positions(params["model"], config, mesh)}
 
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Ids that end a text or an answer: the tokenizer's end of text, and those that the makers of the weights name.
+
+        A Hugging Face folder names them in generation_config.json and config.json (`eos_token_id`, one or several), a
+        GGUF file as the end of a turn or message (`tokenizer.ggml.eot_token_id`, `.eom_token_id`).
+        """
+        named = [tokenizer.specials.end_of_text]
+        if isinstance(self.source, Checkpoint):
+            metadata = self.source.metadata
+            named += [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
+            for fields in (metadata, _generation_config(self.path)):
+                ids = fields.get("eos_token_id")
+                named += ids if isinstance(ids, list) else [ids]
+        return tuple(sorted({id for id in named if type(id) is int and 0 <= id < tokenizer.vocab_size}))
+
     @property
     def tokenizer_path(self) -> Path:
         """Where the tokenizer of these weights stands, if they came with one."""
@@ -167,6 +182,15 @@ def open_pretrained(path: str | Path) -> Pretrained:
             f"{workdir}: has checkpoints, but its config.json does not say which model's ({error!r})."
         ) from None
     return Pretrained(path, config, workdir / "checkpoints", step, recorded)
+
+
+def _generation_config(folder: Path) -> Mapping[str, Any]:
+    """The fields of a Hugging Face folder's generation_config.json; none where it has no such file."""
+    try:
+        fields = json.loads((folder / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _check_no_other_workdir(folder: Path) -> None:
