@@ -1,3 +1,3 @@
 """What a user can ask for: `RUNS`, each in the module of its name, which reads top to bottom; the others serve them."""
 
-RUNS = ("convert", "evaluate", "finetune", "gather", "generate", "predict", "pretrain", "study")
+RUNS = ("chat", "convert", "evaluate", "finetune", "gather", "generate", "predict", "pretrain", "serve", "study")
