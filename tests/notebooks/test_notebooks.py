@@ -1,8 +1,10 @@
 """The notebooks as a reader runs them, on tiny settings; and what they do where gpt_jax is not installed."""
 
 import ast
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,14 +125,20 @@ def test_fine_tuning_shows_scores_confusion_and_labels_of_new_texts(execute, tmp
     assert "worst mistakes on test" in cells["mistakes"][-1].data["text/markdown"]
 
 
-def test_published_weights_write_and_are_surprised(execute, tmp_path):
+def test_published_weights_write_are_surprised_and_answer(execute, tmp_path):
     settings = dict(PROMPT="ab", STORY="once", TEXT="a <b> & c", QUESTION="two", ANSWERS=[" x", " yz"], TOKENS=4)
+    settings["QUESTIONS"] = ["Who?", "And why?"]
     model = write_model(tmp_path / "model", "gpt2-small", context_length=64)
+    template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+    about = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(about | {"chat_template": template}))
     cells = execute("talk.ipynb", MODEL=str(model), **settings)
     assert pictures(cells) == {"next", "answers"}
     assert printed(cells["draw"]).count("[once]") == 3
     surprise = cells["surprise"][-1].data["text/html"]
     assert surprise.count("<span title=") == len("a <b> & c") and "&lt;" in surprise and "&amp;" in surprise
+    roles = re.findall("^(USER: .*|ASSISTANT):?", printed(cells["chat"]), re.MULTILINE)
+    assert roles == ["USER: Who?", "ASSISTANT", "USER: And why?", "ASSISTANT"]
 
 
 @each_notebook
