@@ -10,9 +10,10 @@ Prompted tasks (GPT-2, GPT-3), with `shots=` solved examples before each questio
 `piqa+copa+arc-easy,shots=0+1+8`, shots=most for as many as fit. Their templates stand in gpt_jax/tasks/templates.toml:
 lambada, hellaswag, piqa, arc-easy, arc-challenge, openbookqa, winograd, winogrande, copa, story_cloze, boolq, race,
 cbt; cb, rte, wic, wsc, multirc, record; questions, squad, translation, summarisation; generated: arithmetic (all ten,
-or arithmetic-2da ...), words (scrambled, all five, or words-cycled ...). The questions are read from --config.data.test=,
-solved examples from --config.data.train=: file:PATH (csv, tsv, jsonl, json), race:FOLDER, tfds:NAME#SPLIT. Any field of
-a template can be set, --config.data.template.normalisation=character; a task of your own is `own`:
+or arithmetic-2da ...), words (scrambled, all five, or words-cycled ...). The questions are read from
+--config.data.test=, solved examples from --config.data.train=: file:PATH (csv, tsv, jsonl, json), race:FOLDER,
+tfds:NAME#SPLIT. Any field of a template can be set, --config.data.template.normalisation=character; a task of your
+own is `own`:
 --config.data.template.context='Q: {question}\\nA:' --config.data.template.choices="('{right}', '{wrong}')" ...
 
 GPT-1's heuristics (section 5; Figure 2, right), where no `shots=` is said: `books-choice` (default) needs no download;

@@ -164,11 +164,14 @@ def _told(row: Row) -> str:
     contexts = " / ".join(_short(context) for context in row["contexts"])
     if "answers" in row:
         return f"{contexts} ⟶ {_short(row['prediction'])}; right: {_short(' or '.join(row['answers']))}"
-    candidates = row["continuations"] if len(row["continuations"]) > 1 else row["contexts"]
     if "gold" not in row:
         return f"{contexts} ⟶ {_short(row['continuations'][0])}, {row['margin']:.1f} nats"
+    if len(row["continuations"]) == 1:  # the same after each of several contexts
+        candidates, before = [context + row["continuations"][0] for context in row["contexts"]], ""
+    else:
+        candidates, before = row["continuations"], f"{contexts} ⟶ "
     chosen, right = candidates[row["prediction"]], candidates[row["gold"][0]]
-    return f"{contexts} ⟶ {_short(chosen)}; right: {_short(right)} (by {row['margin']:.2f} nats)"
+    return f"{before}{_short(chosen)}; right: {_short(right)} (by {row['margin']:.2f} nats)"
 
 
 def _short(text: str) -> str:

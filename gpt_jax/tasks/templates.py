@@ -119,9 +119,7 @@ def with_fields(task: PromptedTask, fields: Mapping[str, Any]) -> PromptedTask:
                 f"There are: {', '.join(sorted(known))}."
             )
     fields = {name: _plain(value) for name, value in fields.items()}
-    # Columns that the user names are those of the table: no layout is left to look for, nor rows to be remade.
-    own_columns = {"context", "choices", "options", "continuation", "answers", "gold"} & fields.keys()
-    bases = tuple(dataclasses.replace(one, rows="") for one in task.layouts[-1:]) if own_columns else task.layouts
+    bases = task.layouts
     if fields.get("kind", bases[0].kind) != bases[0].kind:  # of another kind nothing is left but what is said
         bases = (Template(kind=fields["kind"], metrics=METRICS.get(fields["kind"], ("",))[:1]),)
     layouts = tuple(dataclasses.replace(base, **fields) for base in bases)
