@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,17 +14,17 @@ from gpt_jax.data.tables import open_table
 from gpt_jax.disk import digest
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import announce
+from gpt_jax.runs.problem import sample
 from gpt_jax.runs.questions import Answers, Asked, Row, batches_of
 from gpt_jax.runs.workdir import cache_folder
 from gpt_jax.tasks.answers import mean_of, score_choices, score_texts
 from gpt_jax.tasks.generated import GENERATED, generated_rows
 from gpt_jax.tasks.pairs import encode_pairs
-from gpt_jax.tasks.prompting import PromptedExample, draw_shots, prefix_of, read_prompts
+from gpt_jax.tasks.prompting import PromptedExample, read_prompts
+from gpt_jax.tasks.shots import MOST_SHOTS, Room, draw_shots
 from gpt_jax.tasks.templates import PromptedTask, Template, prompted_tasks, with_fields
 from gpt_jax.text.tokenizer import Tokenizer
 
-MOST_SHOTS = 100  # of shots=most, where the context would hold still more: about what GPT-3 used at most
-UNLIMITED = 2**40
 NORMALISATION_IN_WORDS = {
     "none": "log-probability",
     "token": "log-probability a token",
@@ -87,7 +87,7 @@ class PromptedQuestion:
             "tables": self.tables,
             "examples": self.examples,
             "shots": float(np.mean(self.shots_used)),
-            "template": dataclasses.asdict(self.template) | {"layouts": None},
+            "template": dataclasses.asdict(self.template),
         }
 
     def batches(self, size: int) -> int:
@@ -214,18 +214,39 @@ def open_prompted(data: ConfigDict, tokenizer: Tokenizer, context_length: int, s
     questions = []
     for shots in _wanted_shots(data):
         asked, template = read_prompts(rows["test"], task, shots=shots != 0)
-        numbers = _sampled(len(asked), data.max_test)
+        numbers = sample(list(range(len(asked))), data.max_test)
         own = [asked[number] for number in numbers]
         pool = []
         if shots:
             pool = asked if template.shots_from == "test" else _train_prompts(rows, task, template, data)
-        prefixes, used = _prefixes(
-            own, numbers, pool, shots, template, tokenizer, context_length, seed=seed, task=task.name
-        )
+        solved = _solved(pool, numbers, shots, template, seed, task.name)
+        room = Room(task.name, own, template, tokenizer, context_length)
+        solved = room.as_many_as_fit(solved) if shots == "most" else solved
+        prefixes, used = room.prefixes(solved), np.array([len(each) for each in solved])
+        if cut := room.too_long(prefixes):
+            announce(
+                f"{task.name}: of {cut:,} of {len(own):,} examples the first tokens are cut to fit the context of "
+                f"{context_length:,}"
+            )
         prompted = [one.after(prefix) for one, prefix in zip(own, prefixes, strict=True)]
         name = "test" if len(data.shots) == 1 else f"test/{shots}-shot"
         questions.append(PromptedQuestion(name, task.name, "test", shots, template, own, prompted, used, tables))
     return questions
+
+
+def _solved(
+    pool: list[PromptedExample], numbers: list[int], shots: int | str, template: Template, seed: int, task: str
+) -> list[list[str]]:
+    """The solved examples of each asked one. UserError: there are not as many."""
+    asked_in_pool = template.shots_from == "test"
+    there = len(pool) - asked_in_pool
+    if shots != 0 and there < (1 if shots == "most" else shots):
+        raise UserError(f"data.shots={shots}: {task} has {there} examples to draw from. Ask for fewer, or name others.")
+    most = MOST_SHOTS if shots == "most" else shots
+    drawn = (
+        draw_shots(number, most, len(pool), seed=seed, task=task, asked_in_pool=asked_in_pool) for number in numbers
+    )
+    return [[pool[index].solved for index in own] for own in drawn] if shots else [[] for _ in numbers]
 
 
 def _wanted_shots(data: ConfigDict) -> list[int | str]:
@@ -279,95 +300,3 @@ def _train_prompts(
             "one that is asked."
         )
     return read_prompts(rows["train"], task, shots=True)[0]
-
-
-def _sampled(count: int, most: int) -> list[int]:
-    """The numbers of at most `most` rows, the same whatever the seed; 0: all."""
-    if not most or count <= most:
-        return list(range(count))
-    return sorted(np.random.RandomState(0).permutation(count)[:most].tolist())
-
-
-def _prefixes(
-    own: list[PromptedExample],
-    numbers: list[int],
-    pool: list[PromptedExample],
-    shots: int | str,
-    template: Template,
-    tokenizer: Tokenizer,
-    context_length: int,
-    *,
-    seed: int,
-    task: str,
-) -> tuple[list[str], np.ndarray]:
-    """What stands before each example, and how many solved ones that are.
-
-    UserError: not all of the asked shots fit, or there are not as many.
-    """
-    written = template.max_new_tokens if template.kind == "free_form" else -1  # the last token of a choice is not read
-    room = context_length - written
-
-    def lengths(prefixes: Sequence[str]) -> np.ndarray:
-        """int [examples]: the tokens of each prompt with its longest candidate."""
-        prompted = [one.after(prefix) for one, prefix in zip(own, prefixes, strict=True)]
-        endings = [one.continuations or ("?",) for one in prompted]
-        pairs = [
-            pair for one, ends in zip(prompted, endings, strict=True) for pair in zip(one.contexts, ends, strict=True)
-        ]
-        sizes = np.array([len(sequence) for sequence in encode_pairs(pairs, tokenizer, UNLIMITED).sequences])
-        starts = np.cumsum([0, *(len(ends) for ends in endings[:-1])])
-        return np.maximum.reduceat(sizes, starts)
-
-    alone = [prefix_of([], template)] * len(own)
-    cut = int((lengths(alone) > room).sum())
-    if cut:
-        announce(
-            f"{task}: of {cut:,} of {len(own):,} examples the first tokens are cut to fit the context of "
-            f"{context_length:,}"
-        )
-    if shots == 0:
-        return alone, np.zeros(len(own), int)
-    asked_in_pool = template.shots_from == "test"
-    there = len(pool) - asked_in_pool
-    if there < (1 if shots == "most" else shots):
-        raise UserError(f"data.shots={shots}: {task} has {there} examples to draw from. Ask for fewer, or name others.")
-    most = MOST_SHOTS if shots == "most" else shots
-
-    def drawn(number: int) -> list[int]:
-        return draw_shots(number, most, len(pool), seed=seed, task=task, asked_in_pool=asked_in_pool)
-
-    shots_of = [[pool[index].solved for index in drawn(number)] for number in numbers]
-    counts = np.array([len(each) for each in shots_of])
-    if shots == "most":
-        counts = _as_many_as_fit(shots_of, template, tokenizer, room, lengths)
-    prefixes = [prefix_of(each[:count], template) for each, count in zip(shots_of, counts, strict=True)]
-    if shots != "most" and (too_long := int((lengths(prefixes) > room).sum()) - cut) > 0:
-        raise UserError(
-            f"data.shots={shots}: of {task}, {too_long:,} of {len(own):,} prompts do not fit: the longest has "
-            f"{lengths(prefixes).max():,} tokens, and there is room for {room:,} (model.context_length="
-            f"{context_length:,}). Ask for fewer, or for as many as fit each: shots=most."
-        )
-    return prefixes, counts
-
-
-def _as_many_as_fit(
-    shots_of: list[list[str]],
-    template: Template,
-    tokenizer: Tokenizer,
-    room: int,
-    lengths: Callable[[Sequence[str]], np.ndarray],
-) -> np.ndarray:
-    """int [examples]: how many of its shots each can have in `room` tokens."""
-    texts = list(dict.fromkeys(text for each in shots_of for text in each))
-    encoded = tokenizer.encode_batch([text + template.delimiter for text in texts])
-    size = {text: len(ids) for text, ids in zip(texts, encoded, strict=True)}
-    left = room - lengths([prefix_of([], template)] * len(shots_of))
-    counts = np.array(
-        [int((np.cumsum([size[text] for text in each]) <= own).sum()) for each, own in zip(shots_of, left, strict=True)]
-    )
-    while True:  # a text's tokens are not quite the sum of its parts'
-        found = lengths([prefix_of(each[:n], template) for each, n in zip(shots_of, counts, strict=True)])
-        over = (found > room) & (counts > 0)
-        if not over.any():
-            return counts
-        counts[over] -= 1

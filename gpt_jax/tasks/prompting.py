@@ -2,12 +2,9 @@
 
 import dataclasses
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.tasks.published_rows import READERS
@@ -187,30 +184,3 @@ def _number_of(value: Any, template: Template, names: Sequence[str]) -> int | No
     if text.isdigit():
         return int(text)
     return list(names).index(text) if text in names else None
-
-
-# --- solved examples
-
-
-def draw_shots(number: int, most: int, pool: int, *, seed: int, task: str, asked_in_pool: bool) -> list[int]:
-    """Up to `most` different rows of a pool of `pool`, for the asked example `number`, at random by `seed`.
-
-    Each example draws its own (GPT-3 §2.4); fewer shots are the first of more.
-
-    Args:
-      asked_in_pool: whether the asked rows are the pool, of which then the asked one is left out.
-    """
-    # The raw bits of a generator are the same in every version of NumPy; its choices need not be.
-    bits = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(task.encode()), number]))
-    left_out = {number} if asked_in_pool else set()
-    most = min(most, pool - len(left_out))
-    drawn: dict[int, None] = {}
-    while len(drawn) < most:
-        drawn |= dict.fromkeys(int(n) for n in bits.random_raw(max(most, 16)) % pool if int(n) not in left_out)
-    return list(drawn)[:most]
-
-
-def prefix_of(shots: Sequence[str], template: Template) -> str:
-    """What stands before an example: the description and the solved examples, the first drawn nearest to it."""
-    parts = [template.description, *reversed(shots)] if template.description else [*reversed(shots)]
-    return "".join(part + template.delimiter for part in parts)

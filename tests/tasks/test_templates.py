@@ -7,8 +7,9 @@ import pytest
 
 from gpt_jax.errors import UserError
 from gpt_jax.tasks.generated import GENERATED
-from gpt_jax.tasks.prompting import draw_shots, prefix_of, read_prompts
+from gpt_jax.tasks.prompting import read_prompts
 from gpt_jax.tasks.published_rows import READERS
+from gpt_jax.tasks.shots import draw_shots, prefix_of
 from gpt_jax.tasks.templates import METRICS, prompted_tasks, with_fields
 
 

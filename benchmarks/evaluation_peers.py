@@ -1,12 +1,13 @@
-"""Our scores of multiple choice against those of lm_eval's own Hugging Face backend, example by example, and the time.
+"""Our scores against those of other people's code: lm_eval on its own Hugging Face backend, a plain transformers loop.
 
 In an environment of its own with `lm_eval[hf]` and PyTorch, on the folder that configs/convert.py:huggingface wrote:
 
-    python benchmarks/harness_peer.py score --model=HF-FOLDER --sets=FOLDER --output=peer [--tasks=...] [--limit=N]
+    python benchmarks/evaluation_peers.py score --model=HF-FOLDER --sets=FOLDER --output=peer [--tasks=...] [--limit=N]
+    python benchmarks/evaluation_peers.py perplexity --model=HF-FOLDER --text=FILE --length=1024 --stride=768
 
 and then, in ours, on predictions.jsonl of `configs/evaluate.py:piqa+copa+...,shots=0` with the same sets:
 
-    python benchmarks/harness_peer.py compare --peer=peer --predictions=WORKDIR/predictions.jsonl
+    python benchmarks/evaluation_peers.py compare --peer=peer --predictions=WORKDIR/predictions.jsonl
 
 SETS holds piqa/val.jsonl and so on, as {"query", "choices", "gold"} and {"context_options", "continuation", "gold"}.
 The harness' tasks are written here so that its prompts are those of gpt_jax/tasks/templates.toml.
@@ -14,6 +15,7 @@ The harness' tasks are written here so that its prompts are those of gpt_jax/tas
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -85,6 +87,29 @@ def score(options: argparse.Namespace) -> None:
         print(task, len(rows), scores, f"{seconds:.1f} s", flush=True)
 
 
+def perplexity(options: argparse.Namespace) -> None:
+    """The perplexity per token of a whole text, window by window; its first token follows the end of text."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    ids = tokenizer(options.text.read_text(encoding="utf-8"), add_special_tokens=False).input_ids
+    ids = torch.tensor([[tokenizer.eos_token_id, *ids]])
+    nats, before, began = 0.0, 1, time.perf_counter()
+    for first in range(0, ids.shape[1], options.stride):
+        end = min(first + options.length, ids.shape[1])
+        with torch.no_grad():
+            logits = model(ids[:, first:end]).logits[0, before - first - 1 : -1]
+        nats += torch.nn.functional.cross_entropy(logits, ids[0, before:end], reduction="sum").double().item()
+        before = end
+        if end == ids.shape[1]:
+            break
+    tokens = ids.shape[1] - 1
+    value = math.exp(nats / tokens)
+    print(f"perplexity {value:.5f}, {tokens:,} tokens, {time.perf_counter() - began:.0f} s")
+
+
 def compare(options: argparse.Namespace) -> None:
     """The largest difference of any example's log-probability, and both accuracies."""
     ours: dict[str, list[dict]] = {}
@@ -125,6 +150,12 @@ def main() -> None:
     one.add_argument("--limit", type=int)
     one.add_argument("--batch_size", type=int, default=32)
     one.set_defaults(run=score)
+    three = commands.add_parser("perplexity")
+    three.add_argument("--model", type=Path, required=True)
+    three.add_argument("--text", type=Path, required=True)
+    three.add_argument("--length", type=int, default=1024)
+    three.add_argument("--stride", type=int, default=768)
+    three.set_defaults(run=perplexity)
     two = commands.add_parser("compare")
     two.add_argument("--peer", type=Path, required=True)
     two.add_argument("--predictions", type=Path, required=True)
