@@ -10,7 +10,9 @@ import numpy as np
 
 from gpt_jax.data.example_batches import ExampleSet, evaluation_batches
 from gpt_jax.inference.continuations import compile_continuation_scorer
-from gpt_jax.inference.sampler import compile_sampler
+from gpt_jax.inference.engine import Engine
+from gpt_jax.inference.generation import continue_prompts
+from gpt_jax.inference.sampling import Sampling
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.runs.pretrained import prompt_ids
@@ -123,10 +125,18 @@ class Asked:
     ):
         self.tokenizer: Tokenizer = subject.tokenizer
         self.config: ModelConfig = subject.config
-        self.params: Any = None  # those of the moment that is asked
+        self._params, self._engine = None, None
         self._mesh, self._batch_size, self._on_batch = mesh, batch_size, on_batch
         self._score = compile_continuation_scorer(self.config, mesh)
-        self._samplers: dict[int, Callable] = {}
+
+    @property
+    def params(self) -> Any:
+        """Those of the moment that is asked."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params, self._engine = params, None
 
     def texts(self, sequences: Sequence[np.ndarray], starts: np.ndarray) -> Texts:
         """Sequences of at most the context length and 1, scored from `starts` on."""
@@ -144,25 +154,25 @@ class Asked:
 
     def continuations(self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str]) -> list[str]:
         """The greedy continuation of each prompt, up to the end of text or the first of `stop`, which is left out."""
-        most = self.config.context_length - max_new_tokens
-        ids = [prompt_ids(self.tokenizer, prompt)[-most:] for prompt in prompts]
-        sample = self._samplers.get(max_new_tokens)
-        if sample is None:
-            sample = self._samplers[max_new_tokens] = compile_sampler(
+        if self._engine is None:
+            self._engine = Engine(
+                self.params,
                 self.config,
                 self._mesh,
-                max_new_tokens=max_new_tokens,
-                temperature=0.0,
                 vocab_size=self.tokenizer.vocab_size,
+                end_ids=[self.tokenizer.specials.end_of_text],
+                slots=self._batch_size,
             )
-        end, written = self.tokenizer.specials.end_of_text, [""] * len(prompts)
-        order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            for number, new in zip(rows, sample(self.params, [ids[row] for row in rows], 0).tolist(), strict=True):
-                text = self.tokenizer.decode(new[: new.index(end)] if end in new else new)
-                written[number] = text[: min([text.find(one) for one in stop if one in text], default=len(text))]
-            self._on_batch(0.0)
+        most = self.config.context_length - max_new_tokens
+        ids = [prompt_ids(self.tokenizer, prompt)[-most:] for prompt in prompts]
+        sampling = Sampling(max_new_tokens, temperature=0.0)
+        written, done = [""] * len(prompts), 0
+        for piece in continue_prompts(self._engine, self.tokenizer, ids, sampling, stop=stop):
+            written[piece.prompt] = piece.so_far.text
+            if piece.so_far.finished:
+                done += 1
+                if done % self._batch_size == 0 or done == len(prompts):
+                    self._on_batch(0.0)
         return written
 
 
