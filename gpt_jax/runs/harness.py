@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from gpt_jax import configuration
 from gpt_jax.errors import UserError, did_you_mean
 from gpt_jax.extras import require
+from gpt_jax.inference.sampling import Sampling
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, is_main_process
 from gpt_jax.progress import clock
@@ -80,17 +81,14 @@ def adapter() -> type:
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             groups: dict[tuple, list[int]] = {}
             for number, request in enumerate(requests):
-                options = dict(request.args[1])
-                if options.get("do_sample") or options.get("temperature"):
-                    raise UserError("lm-eval: this task samples, and our adapter writes the likeliest text only.")
-                until = options.get("until") or []
+                options = request.args[1]
+                until = options.get("until") or ()
                 until = (until,) if isinstance(until, str) else tuple(until)
-                groups.setdefault((until, int(options.get("max_gen_toks", NEW_TOKENS))), []).append(number)
+                groups.setdefault((until, sampling_of(options, self.max_length)), []).append(number)
             written = [""] * len(requests)
-            for (until, most), numbers in groups.items():
+            for (until, sampling), numbers in groups.items():
                 prompts = [requests[number].args[0] for number in numbers]
-                most = min(most, self.max_length - 1)
-                texts = self._asked.continuations(prompts, max_new_tokens=most, stop=until)
+                texts = self._asked.continuations(prompts, sampling, stop=until)
                 for number, text in zip(numbers, texts, strict=True):
                     written[number] = text
             return written
@@ -104,6 +102,15 @@ def adapter() -> type:
             return [(float(value), bool(hit)) for value, hit in zip(values, greedy, strict=True)]
 
     return JaxLM
+
+
+def sampling_of(options: Mapping[str, Any], max_length: int) -> Sampling:
+    """What the harness' options of a generation mean: greedy, unless they say that it samples."""
+    most = min(int(options.get("max_gen_toks", NEW_TOKENS)), max_length - 1)
+    temperature = float(options.get("temperature") or options.get("do_sample", False))
+    if not options.get("do_sample", temperature > 0):
+        return Sampling(most, temperature=0.0)
+    return Sampling(most, temperature, top_k=options.get("top_k", 0), top_p=options.get("top_p", 1.0))
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from gpt_jax.data.sources import open_source
 from gpt_jax.data.tables import open_table
 from gpt_jax.disk import digest
 from gpt_jax.errors import UserError
+from gpt_jax.inference.sampling import Sampling
 from gpt_jax.parallel.runtime import announce
 from gpt_jax.runs.problem import sample
 from gpt_jax.runs.questions import Answers, Asked, Row, batches_of
@@ -164,7 +165,8 @@ class PromptedQuestion:
     def _written(self, model: Asked) -> Answers:
         template = self.template
         prompts = [one.contexts[0] for one in self.prompted]
-        texts = model.continuations(prompts, max_new_tokens=template.max_new_tokens, stop=template.stop)
+        greedy = Sampling(template.max_new_tokens, temperature=0.0)
+        texts = model.continuations(prompts, greedy, stop=template.stop)
         texts = [_first_sentences(text, template.sentences).strip() for text in texts]
         metrics, own = score_texts(template.metrics, self.own, texts)
         rows = [
@@ -214,6 +216,11 @@ def open_prompted(data: ConfigDict, tokenizer: Tokenizer, context_length: int, s
     questions = []
     for shots in _wanted_shots(data):
         asked, template = read_prompts(rows["test"], task, shots=shots != 0)
+        if template.kind == "free_form" and template.max_new_tokens >= context_length:
+            raise UserError(
+                f"data.template.max_new_tokens={template.max_new_tokens}: that leaves no room for the prompts of "
+                f"{task.name} in a context of {context_length:,}. Ask for fewer."
+            )
         numbers = sample(list(range(len(asked))), data.max_test)
         own = [asked[number] for number in numbers]
         pool = []

@@ -152,8 +152,11 @@ class Asked:
             self._on_batch(-values.sum() / texts.scored[index].sum())
         return found, greedy
 
-    def continuations(self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str]) -> list[str]:
-        """The greedy continuation of each prompt, up to the end of text or the first of `stop`, which is left out."""
+    def continuations(self, prompts: Sequence[str], sampling: Sampling, *, stop: Sequence[str]) -> list[str]:
+        """The continuation of each prompt, up to the end of text or the first of `stop`, which is left out.
+
+        A prompt that is too long loses its first tokens.
+        """
         if self._engine is None:
             self._engine = Engine(
                 self.params,
@@ -163,9 +166,8 @@ class Asked:
                 end_ids=[self.tokenizer.specials.end_of_text],
                 slots=self._batch_size,
             )
-        most = self.config.context_length - max_new_tokens
+        most = self.config.context_length - sampling.max_new_tokens
         ids = [prompt_ids(self.tokenizer, prompt)[-most:] for prompt in prompts]
-        sampling = Sampling(max_new_tokens, temperature=0.0)
         written, done = [""] * len(prompts), 0
         for piece in continue_prompts(self._engine, self.tokenizer, ids, sampling, stop=stop):
             written[piece.prompt] = piece.so_far.text

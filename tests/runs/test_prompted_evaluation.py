@@ -11,7 +11,9 @@ from conftest_runs import ROOT
 from small_models import write_model
 
 import gpt_jax
+from gpt_jax.inference.sampling import Sampling
 from gpt_jax.main import main
+from gpt_jax.runs.harness import sampling_of
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +276,13 @@ def test_the_standard_harness_says_what_we_say(lm, model, tables, harness_tasks,
     assert json.loads(results.read_text())["results"]["chosen"]["acc,none"] == scores["chosen"]["acc"]
 
 
+def test_the_harness_samples_only_if_a_task_says_so():
+    assert sampling_of({"max_gen_toks": 5}, 96) == Sampling(5, temperature=0.0)
+    assert sampling_of({"do_sample": False, "temperature": 0.7}, 96) == Sampling(95, temperature=0.0)
+    assert sampling_of({"do_sample": True}, 300).temperature == 1.0
+    assert sampling_of({"temperature": 0.7, "top_k": 3}, 300) == Sampling(256, 0.7, top_k=3)
+
+
 # --- what a user can get wrong
 
 
@@ -294,6 +303,7 @@ def test_the_standard_harness_says_what_we_say(lm, model, tables, harness_tasks,
         ("copa,shots=0", {"data.test": "COPA", "data.template.kind": "choice"}, ["kind='choice'"]),
         ("piqa+copa,shots=0", {"data.piqa.test": "LATIN", "data.copa.test": "COPA"}, ["not utf-8", "data.piqa"]),
         ("copa,shots=0", {"data.test": "EMPTY"}, ["context is empty", "line 2"]),
+        ("questions,shots=0", {"data.test": "QUESTIONS", "data.template.max_new_tokens": 96}, ["no room", "of 96"]),
         ("copa,shots=0,source=x", {}, ["source=", "text"]),
         ("text", {}, ["data.source is missing"]),
         ("text,source=file:LATIN_TEXT", {}, ["not utf-8", "0xE9"]),
@@ -314,7 +324,12 @@ def test_what_cannot_be_is_one_message(argument, fields, words, model, tables, h
     for name, content in (("LATIN", "é".encode("latin-1")), ("BLANK", b" \n"), ("PLAIN", b"text")):
         (tmp_path / f"{name.lower()}.txt").write_bytes(content)
     empty = write_rows(tmp_path / "empty.jsonl", [CHOICES[0], CHOICES[1] | {"query": " "}])
-    known = {"COPA": tables["copa"], "LATIN": f"file:{tmp_path}/latin.jsonl", "EMPTY": empty}
+    known = {
+        "COPA": tables["copa"],
+        "QUESTIONS": tables["questions"],
+        "LATIN": f"file:{tmp_path}/latin.jsonl",
+        "EMPTY": empty,
+    }
     argument = argument.replace("YAML", str(harness_tasks)) + f",model={model}"
     for name in ("LATIN", "BLANK", "PLAIN"):
         argument = argument.replace(f"{name}_TEXT", f"{tmp_path}/{name.lower()}.txt")
