@@ -5,11 +5,10 @@ context and its continuation become tokens (`gpt_jax.tasks.pairs` has the same o
 the batches are divided over the mesh.
 """
 
-import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +121,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
       UserError: for everything that the caller can mend.
     """
     began = time.monotonic()
+    stay_offline()
     model_class = adapter()
     subjects = open_subjects(config)
     if len(subjects) > 1 or len(subjects[0].moments) > 1:
         raise UserError("lm-eval takes one model at one checkpoint: model=PATH.")
     [subject] = subjects
     mesh = make_mesh(config.mesh)
-    with open_workdir(workdir), offline():
+    with open_workdir(workdir):
         manager, tasks = _tasks(config.data)
         asked = Asked(subject, mesh, config.batch_size)
         asked.params = subject.moments[0].load(subject.config, mesh)
@@ -204,9 +204,7 @@ def _numbers(found: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in plain.items() if isinstance(value, int | float) and key != "sample_len"}
 
 
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Without a look at the Hub, unless the user says otherwise: HF_HUB_OFFLINE=0."""
+def stay_offline() -> None:
+    """No look at the Hub, unless the user says otherwise: HF_HUB_OFFLINE=0. Read when its packages are imported."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
-    yield

@@ -314,6 +314,7 @@ def test_the_harness_samples_only_if_a_task_says_so():
         ("lm-eval,include_path=YAML", {}, ["data.tasks is empty"]),
         ("lm-eval,tasks=chosn,include_path=YAML", {}, ["'chosn'", "Did you mean 'chosen'?"]),
         ("lm-eval,tasks=chosen,include_path=/nowhere", {}, ["/nowhere", "no such folder"]),
+        ("lm-eval,tasks=piqa", {}, ["could not read the data of piqa", "include_path"]),
         ("lm-eval+copa", {}, ["lm-eval stands alone"]),
     ],
 )  # fmt: skip
