@@ -60,7 +60,9 @@ def optional_fields(dataclass: type) -> dict[str, Any]:
 
 
 def _plain_type(kind: Any) -> type:
-    """int of `int | None`, str of `Literal["a", "b"]`."""
+    """int of `int | None`, str of `Literal["a", "b"]`, tuple of `tuple[str, ...]`."""
+    if typing.get_origin(kind) is tuple:
+        return tuple
     first, *_ = typing.get_args(kind) or (kind,)
     return first if isinstance(first, type) else type(first)
 

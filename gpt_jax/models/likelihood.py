@@ -30,6 +30,21 @@ def next_token_nats(params: dict, config: ModelConfig, hidden_BTD: jax.Array, ta
     return jnp.concatenate(parts, axis=1)
 
 
+def next_token_nats_and_hits(
+    params: dict, config: ModelConfig, hidden_BTD: jax.Array, targets_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As `next_token_nats`, and whether each target is the likeliest of all tokens there, bool [B, T]."""
+    matrices = softmax_matrices(params, config)
+
+    def both(hidden_BCD: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, *others = [unembed(hidden_BCD, matrix) for matrix in matrices]
+        return cross_entropy(logits, targets_BC, *others), jnp.argmax(logits, axis=-1) == targets_BC
+
+    chunks = _chunks(config.logits_chunk, hidden_BTD, targets_BT)
+    nats, hits = zip(*(map(_join, jax.lax.map(lambda xs: both(*xs), chunk)) for chunk in chunks), strict=True)
+    return jnp.concatenate(nats, axis=1), jnp.concatenate(hits, axis=1)
+
+
 def _nats(hidden_BCD: jax.Array, matrices: tuple[jax.Array, ...], targets_BC: jax.Array) -> jax.Array:
     logits, *others = [unembed(hidden_BCD, matrix) for matrix in matrices]
     return cross_entropy(logits, targets_BC, *others)

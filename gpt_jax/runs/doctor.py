@@ -162,7 +162,7 @@ def collective(asked: Asked) -> str:
 
 def config(asked: Asked) -> str:
     """The fields resolve: nothing contradicts anything, the weights and the tokenizer that are named are there."""
-    from gpt_jax.runs import RUNS, evaluate, finetune, pretrain
+    from gpt_jax.runs import RUNS, finetune, pretrain, subjects
 
     if asked.config.run not in RUNS:
         raise UserError(f"run={asked.config.run!r}: expected one of {', '.join(RUNS)}.")
@@ -175,7 +175,8 @@ def config(asked: Asked) -> str:
         asked.config, _, asked.tokenizer = finetune.resolve(asked.config, asked.workdir)
         asked.model = model_config(None, **asked.config.model)
     elif asked.config.run == "evaluate":
-        _, asked.model, asked.tokenizer, _ = evaluate.resolve(asked.config)
+        subject, *_ = subjects.open_subjects(asked.config)
+        asked.model, asked.tokenizer = subject.config, subject.tokenizer
     else:
         return f"read; what `{asked.config.run}` reads is looked at when it starts"
     return f"resolves: {asked.config.run}, {decoder.parameter_count(asked.model):,} parameters"

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from gpt_jax.tasks.transforms import encode
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.losses import Target
 
+T = TypeVar("T")
 COMBINATIONS: dict[str, Combination] = {
     "classification": "single", "entailment": "single", "similarity": "sum", "multiple_choice": "choice",
 }  # fmt: skip
@@ -196,7 +197,7 @@ def encoded_split(
     return Split(examples, own), encoded.truncated_parts
 
 
-def sample(examples: list[Example], most: int) -> list[Example]:
+def sample(examples: list[T], most: int) -> list[T]:
     """At most `most` of the examples, the same whatever the seed of the run; 0: all."""
     if not most or len(examples) <= most:
         return examples
