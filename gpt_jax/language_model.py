@@ -135,7 +135,7 @@ class LanguageModel:
             self.config,
             self._mesh,
             vocab_size=self.tokenizer.vocab_size,
-            end_ids=[self.tokenizer.specials.end_of_text],
+            end_ids=self._pretrained.end_ids(self.tokenizer),
         )
 
     @functools.cached_property

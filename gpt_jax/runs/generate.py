@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
             model,
             mesh,
             vocab_size=tokenizer.vocab_size,
-            end_ids=[tokenizer.specials.end_of_text],
+            end_ids=pretrained.end_ids(tokenizer),
             slots=config.slots,
         )
         with Generations(workdir / "generations.jsonl", prompts) as generations:
