@@ -66,7 +66,7 @@ class Server:
             raise AssertionError("".join(seen))
         self.port = int(self.url.rpartition(":")[2])
 
-    def stop(self, number: int, timeout: float = 60) -> tuple[int, str]:
+    def stop(self, number: int, timeout: float = 300) -> tuple[int, str]:
         """The exit code after a signal, and what was printed."""
         self.process.send_signal(number)
         _, output = self.process.communicate(timeout=timeout)
@@ -84,7 +84,7 @@ def serving(model: Path, cache: Path, **fields) -> Iterator[Server]:
         server.process.communicate()
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 300) -> None:
     """Waits for something that is bound to happen."""
     deadline = time.monotonic() + seconds
     while not condition():

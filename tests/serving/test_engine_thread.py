@@ -39,7 +39,7 @@ class Heard:
         """Of `count` jobs: the pieces of each."""
         pieces = [[] for _ in range(count)]
         while not all(own and own[-1].finished for own in pieces):
-            index, piece = self.queue.get(timeout=30)
+            index, piece = self.queue.get(timeout=300)
             if isinstance(piece, Exception):
                 raise piece
             pieces[index].append(piece)
@@ -114,15 +114,15 @@ def test_a_job_that_is_cancelled_is_heard_of_no_more(thread, engine):
 def test_what_the_engine_refuses_is_delivered(thread):
     heard = Heard()
     thread.submit([job("a", 1000), job("a", 1)], heard)
-    delivered = dict(heard.queue.get(timeout=30) for _ in range(2))
+    delivered = dict(heard.queue.get(timeout=300) for _ in range(2))
     assert str(delivered[0]) == "too long for the engine" and delivered[1].text == "b"
     assert thread.unfinished == 0
 
 
 def test_calls_run_between_steps_and_hand_back_what_they_raise(thread):
-    assert thread.call(lambda: threading.current_thread().name).result(30) == "engine"
+    assert thread.call(lambda: threading.current_thread().name).result(300) == "engine"
     with pytest.raises(KeyError):
-        thread.call(lambda: {}["x"]).result(30)
+        thread.call(lambda: {}["x"]).result(300)
 
 
 def test_at_the_end_the_unfinished_are_told_and_no_more_are_taken(thread, engine):
@@ -130,7 +130,7 @@ def test_at_the_end_the_unfinished_are_told_and_no_more_are_taken(thread, engine
     heard = Heard()
     thread.submit([job()] * 3, heard)
     thread.dismiss()
-    assert all(isinstance(heard.queue.get(timeout=30)[1], Stopping) for _ in range(3))
+    assert all(isinstance(heard.queue.get(timeout=300)[1], Stopping) for _ in range(3))
     with pytest.raises(Stopping):
         thread.submit([job()], heard)
     assert thread.unfinished == 0 and not engine.busy
@@ -146,9 +146,9 @@ def test_a_failing_engine_tells_all_and_takes_no_more(engine):
     thread.submit([job()] * 2, heard)
     engine.broken = True
     for _ in range(2):
-        _, error = heard.queue.get(timeout=30)
+        _, error = heard.queue.get(timeout=300)
         assert isinstance(error, RuntimeError) and "a bug" in str(error)
-    assert told.wait(30) and isinstance(thread.failure, ZeroDivisionError)
+    assert told.wait(300) and isinstance(thread.failure, ZeroDivisionError)
     with pytest.raises(RuntimeError, match="has stopped"):
         thread.submit([job()], heard)
     thread.stop()

@@ -25,6 +25,7 @@ def browser():
 @pytest.fixture(params=["light", "dark"])
 def page(browser, server, request):
     page = browser.new_page(color_scheme=request.param, viewport={"width": 480, "height": 720})
+    page.set_default_timeout(300_000)  # milliseconds; a busy machine is slow
     page.failures = []
     page.on("pageerror", lambda error: page.failures.append(str(error)))
     page.on("requestfailed", lambda asked: page.failures.append(asked.url) if "completions" not in asked.url else None)

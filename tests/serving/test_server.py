@@ -17,7 +17,7 @@ CLIENTS = 32
 
 @pytest.fixture(scope="module")
 def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
 
 
 def chat(client, seed, **options):
@@ -37,7 +37,7 @@ def streamed(client, seed):
 
 
 def health(server):
-    with urllib.request.urlopen(f"{server.url}/health", timeout=60) as answer:
+    with urllib.request.urlopen(f"{server.url}/health", timeout=300) as answer:
         return json.load(answer)
 
 
@@ -82,7 +82,7 @@ def test_refusals_are_openais_exceptions(client):
 def test_clients_that_hang_up_free_their_slots(client, server):
     body = {"model": NAME, "prompt": "a", "max_tokens": 200, "n": 4}
     for stream in (True, False) * 4:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=300) as raw:
             content = json.dumps(body | {"stream": stream}).encode()
             head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
@@ -96,14 +96,14 @@ def test_clients_that_hang_up_free_their_slots(client, server):
     "sent", [b"\0\xff" * 500, b"GET /health HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nContent-Le"]
 )
 def test_what_is_no_http_harms_nobody(server, sent):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=300) as raw:
         raw.sendall(sent)
     assert health(server)["status"] == "ok"
 
 
 def test_a_port_in_use_is_one_message(server, model, programs):
     command = arguments(f"serve,model={model},port={server.port}")
-    ended = subprocess.run(command, cwd=ROOT, env=environment(programs), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, env=environment(programs), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 2 and "another program is listening there" in ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr
 
@@ -112,7 +112,7 @@ def test_a_port_in_use_is_one_message(server, model, programs):
 def test_a_signal_ends_the_server_and_the_answers_that_take_too_long(model, programs, number):
     fields = {"slots": 1, "serve.grace_seconds": 0}
     with serving(model, programs, **fields) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
         stream = client.completions.create(model=NAME, prompt="a", max_tokens=200, n=60, stream=True)
         next(stream)
         code, output = server.stop(number)
