@@ -125,7 +125,7 @@ class Asked:
     ):
         self.tokenizer: Tokenizer = subject.tokenizer
         self.config: ModelConfig = subject.config
-        self._params, self._engine = None, None
+        self._end_ids, self._params, self._engine = subject.end_ids, None, None
         self._mesh, self._batch_size, self._on_batch = mesh, batch_size, on_batch
         self._score = compile_continuation_scorer(self.config, mesh)
 
@@ -163,7 +163,7 @@ class Asked:
                 self.config,
                 self._mesh,
                 vocab_size=self.tokenizer.vocab_size,
-                end_ids=[self.tokenizer.specials.end_of_text],
+                end_ids=self._end_ids,
                 slots=self._batch_size,
             )
         most = self.config.context_length - sampling.max_new_tokens

@@ -41,6 +41,7 @@ class Subject:
     Attributes:
       name: what tables call it.
       path: as the user named it.
+      end_ids: the tokens that end what it writes.
       moments: the oldest first.
       origin: how its weights came about; the same config and seed train the same ones.
     """
@@ -49,6 +50,7 @@ class Subject:
     path: str
     config: ModelConfig
     tokenizer: Tokenizer
+    end_ids: tuple[int, ...]
     moments: list[Moment]
     origin: dict[str, Any]
 
@@ -90,7 +92,8 @@ def _open(name: str, path: str, config: ConfigDict) -> Subject:
     # Of other people's weights the model is all that is known.
     origin = configuration.flatten(pretrained.recorded) or dataclasses.asdict(pretrained.config)
     origin = {name: value for name, value in origin.items() if not name.startswith(configuration.FREE_TO_CHANGE)}
-    return Subject(name, path, model, pretrained.tokenizer(config.tokenizer.path), moments, origin)
+    tokenizer = pretrained.tokenizer(config.tokenizer.path)
+    return Subject(name, path, model, tokenizer, tuple(pretrained.end_ids(tokenizer)), moments, origin)
 
 
 def _kept_checkpoints(pretrained: Pretrained) -> list[Moment]:
