@@ -126,8 +126,16 @@ def _attention_forward(q_KRH, k_KSH, v_KSH, visible_RS, key, dropout_rate):
     if key is not None:
         kept, scale = dropout_mask(key, dropout_rate, exps.shape)
         exps = jnp.where(kept, exps, -exps)
-    share_R1 = checkpoint_name(1 / row_sums(jnp.abs(exps)), ATTENTION_OUTPUT)
-    out = jnp.einsum("...rs,...sh->...rh", jnp.maximum(exps, 0), v_KSH, preferred_element_type=wide)
+    if key is None and exps.dtype == jnp.bfloat16 and v_KSH.shape[-1] % 128:
+        # The matrix unit has room beside these values: columns of ones there give the sums in the same product.
+        ones = jnp.ones((*v_KSH.shape[:-1], 8), v_KSH.dtype)
+        values = jnp.concatenate([v_KSH, ones], axis=-1)
+        out = jnp.einsum("...rs,...sh->...rh", exps, values, preferred_element_type=wide)
+        out, sums_R1 = out[..., :-8], out[..., -1:]
+    else:
+        out = jnp.einsum("...rs,...sh->...rh", jnp.maximum(exps, 0), v_KSH, preferred_element_type=wide)
+        sums_R1 = row_sums(jnp.abs(exps))
+    share_R1 = checkpoint_name(1 / sums_R1, ATTENTION_OUTPUT)
     out = checkpoint_name((out * (scale * share_R1)).astype(q_KRH.dtype), ATTENTION_OUTPUT)
     return out, (q_KRH, k_KSH, v_KSH, exps, share_R1, out, scale)
 
