@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax.models.attention_kernels import (
-    ATTENTION_OUTPUT,
+    ATTENTION_ENDS,
     choose_kernel,
     cudnn_attention,
     repeated_heads,
@@ -126,17 +126,9 @@ def _attention_forward(q_KRH, k_KSH, v_KSH, visible_RS, key, dropout_rate):
     if key is not None:
         kept, scale = dropout_mask(key, dropout_rate, exps.shape)
         exps = jnp.where(kept, exps, -exps)
-    if key is None and exps.dtype == jnp.bfloat16 and v_KSH.shape[-1] % 128:
-        # The matrix unit has room beside these values: columns of ones there give the sums in the same product.
-        ones = jnp.ones((*v_KSH.shape[:-1], 8), v_KSH.dtype)
-        values = jnp.concatenate([v_KSH, ones], axis=-1)
-        out = jnp.einsum("...rs,...sh->...rh", exps, values, preferred_element_type=wide)
-        out, sums_R1 = out[..., :-8], out[..., -1:]
-    else:
-        out = jnp.einsum("...rs,...sh->...rh", jnp.maximum(exps, 0), v_KSH, preferred_element_type=wide)
-        sums_R1 = row_sums(jnp.abs(exps))
-    share_R1 = checkpoint_name(1 / sums_R1, ATTENTION_OUTPUT)
-    out = checkpoint_name((out * (scale * share_R1)).astype(q_KRH.dtype), ATTENTION_OUTPUT)
+    share_R1 = checkpoint_name(1 / row_sums(jnp.abs(exps)), ATTENTION_ENDS)
+    out = jnp.einsum("...rs,...sh->...rh", jnp.maximum(exps, 0), v_KSH, preferred_element_type=wide)
+    out = checkpoint_name((out * (scale * share_R1)).astype(q_KRH.dtype), ATTENTION_ENDS)
     return out, (q_KRH, k_KSH, v_KSH, exps, share_R1, out, scale)
 
 
@@ -179,8 +171,9 @@ def self_attention(
     if config.positions == "rotary":
         positions_T = jnp.arange(time)
         q_BTNH, k_BTKH = rotate(q_BTNH, positions_T, config), rotate(k_BTKH, positions_T, config)
-    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, config, key, window=window)
-    return linear(out_BTNH.reshape(batch, time, -1), params["output"])
+    heads = (checkpoint_name(x, ATTENTION_ENDS) for x in (q_BTNH, k_BTKH, v_BTKH))
+    out_BTNH = attend(*heads, config, key, window=window)
+    return linear(checkpoint_name(out_BTNH.reshape(batch, time, -1), ATTENTION_ENDS), params["output"])
 
 
 def attend(

@@ -18,8 +18,8 @@ from gpt_jax.parallel.runtime import announce
 
 Kernel = Literal["plain", "cudnn", "splash"]
 
-# By this name `rematerialised` knows what attention puts out, and the sums that its backward pass reads.
-ATTENTION_OUTPUT = "attention_output"
+# By this name `rematerialised` knows what goes into attention and comes out of it.
+ATTENTION_ENDS = "attention_ends"
 SPLASH_FROM = 2048  # keys a query; at 1,024 XLA's own program, by TPU compiler estimate, is the faster one
 SPLASH_BLOCKS = (512, 256, 128)  # of queries and of keys; the kernel works in lanes of 128
 
@@ -103,7 +103,7 @@ def splash_attention(
         masks = splash.MultiHeadMask([mask] * q_BTNH.shape[2])
         kernel = splash.make_splash_mha(
             masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
-            residual_checkpoint_name=ATTENTION_OUTPUT,
+            residual_checkpoint_name=ATTENTION_ENDS,
         )  # fmt: skip
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSKH, v_BSKH))
         return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)

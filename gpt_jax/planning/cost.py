@@ -29,6 +29,7 @@ from gpt_jax.planning.splash import splash_flops
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 PALLAS_SHARE_OF_PEAK = 0.5
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # devices in order, see _iota
 SHARE_OF_HBM_BANDWIDTH = 0.78  # measured on the compiler's own estimate of an elementwise program on v5e
 
 
@@ -275,22 +276,31 @@ class _Estimate:
         return "+".join(self.axes[axis] for axis in sorted(varying)) or "none"
 
     def _groups(self, collective: Instruction) -> list[list[int]]:
-        """Partition ids of each group, from any of the three ways in which HLO writes them."""
+        """Partition ids of each group, from any of the ways in which HLO writes them."""
         text = collective.attributes
         if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
             return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-        if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-            shape, of, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
-            ids = np.arange(math.prod(of)).reshape(of)
-            return (ids if order is None else ids.transpose(order)).reshape(shape).tolist()
-        if mesh := re.search(r"replica_groups=mesh\[(.*?)\] ?(?:\{([^}]*)\})?", text):
+        if iota := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", text):
+            return _iota(*iota.groups()[1:]).reshape(_numbers(iota[1])).tolist()
+        if mesh := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_IOTA}\))? ?(?:\{{([^}}]*)\}})?", text):
             sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-            named = re.findall(r"'([^']+)'", mesh[2] or "")
-            ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+            named = re.findall(r"'([^']+)'", mesh[4] or "")
+            ids = _iota(mesh[2], mesh[3]) if mesh[2] else np.arange(math.prod(sizes.values()))
+            ids = ids.reshape(tuple(sizes.values()))
             inside = [list(sizes).index(name) for name in named]
             outside = [axis for axis in range(ids.ndim) if axis not in inside]
             return ids.transpose(outside + inside).reshape(-1, math.prod(ids.shape[axis] for axis in inside)).tolist()
         return [list(range(math.prod(self.shape)))]  # none are named: all are one group
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """0, 1, 2, ... in an array of `shape` whose axes are then put in `order`, both as HLO writes them: "2,8", "1,0"."""
+    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return ids if order is None else ids.transpose(_numbers(order))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _shape_bytes(shape: str) -> int:
