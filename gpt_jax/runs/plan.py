@@ -4,6 +4,7 @@ The very step that training runs is compiled for the topology. What the compiler
 `plan.json`, its program in `optimized_hlo.txt`.
 """
 
+import bisect
 import dataclasses
 import functools
 import re
@@ -292,17 +293,21 @@ def _shapes(step: Step) -> tuple[set[tuple[int, ...]], set[int]]:
 
 
 def nearest_that_fits(step: Step, topology: Topology) -> dict[str, Any] | None:
-    """The first of `changes` that fits; None if none does."""
-    for change in changes(step):
+    """The first of `changes` that fits, each of which takes less than the one before; None if none does."""
+
+    def fits(change: dict[str, Any]) -> bool:
         say("trying " + flags(change))
         try:
             candidate = prepare(changed(step.config, change), topology)
             check_state_fits(candidate, topology)
             compile_step(candidate)
         except (OutOfMemory, UserError):
-            continue
-        return change
-    return None
+            return False
+        return True
+
+    ladder = list(changes(step))
+    first = bisect.bisect_left(ladder, True, key=fits)
+    return ladder[first] if first < len(ladder) else None
 
 
 def changes(step: Step) -> Iterator[dict[str, Any]]:
