@@ -220,6 +220,8 @@ def gpt2(config: ConfigDict) -> None:
     config.schedule.update(peak=peak, warmup_steps=700, final_fraction=0.1)
     config.optimizer.update(beta2=0.95, weight_decay=0.1)
     on_accelerators(config)
+    if config.model.preset == "gpt2-xl":
+        config.model.remat = "dots"  # four sequences a chip then fit into 16 GiB
 
 
 def gpt3(config: ConfigDict) -> None:

@@ -4,8 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from gpt_jax.models.attention_kernels import choose_kernel, cudnn_attention, repeated_heads, splash_attention
+from gpt_jax.models.attention_kernels import (
+    ATTENTION_ENDS,
+    choose_kernel,
+    cudnn_attention,
+    repeated_heads,
+    splash_attention,
+)
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.layers import dropout_mask, linear, rotate, row_sums
 from gpt_jax.parallel.rules import constrain, parts
@@ -134,9 +141,9 @@ def _attention_forward(q_KRH, k_KSH, v_KSH, visible_RS, key, dropout_rate):
     if key is not None:
         kept, scale = dropout_mask(key, dropout_rate, exps.shape)
         exps = jnp.where(kept, exps, -exps)
-    share_R1 = 1 / row_sums(jnp.abs(exps))
+    share_R1 = checkpoint_name(1 / row_sums(jnp.abs(exps)), ATTENTION_ENDS)
     out = jnp.einsum("...rs,...sh->...rh", jnp.maximum(exps, 0), v_KSH, preferred_element_type=wide)
-    out = (out * (scale * share_R1)).astype(q_KRH.dtype)
+    out = checkpoint_name((out * (scale * share_R1)).astype(q_KRH.dtype), ATTENTION_ENDS)
     return out, (q_KRH, k_KSH, v_KSH, exps, share_R1, out, scale)
 
 
@@ -168,9 +175,9 @@ def self_attention(
       window: keys that a query sees, itself included; 0: all up to itself.
     """
     batch, time, _ = x_BTD.shape
-    q_BTNH, k_BTKH, v_BTKH = project_heads(x_BTD, params, config, jnp.arange(time))
-    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, config, key, window=window)
-    return linear(out_BTNH.reshape(batch, time, -1), params["output"])
+    heads = (checkpoint_name(x, ATTENTION_ENDS) for x in project_heads(x_BTD, params, config, jnp.arange(time)))
+    out_BTNH = attend(*heads, config, key, window=window)
+    return linear(checkpoint_name(out_BTNH.reshape(batch, time, -1), ATTENTION_ENDS), params["output"])
 
 
 def project_heads(

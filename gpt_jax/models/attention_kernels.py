@@ -18,6 +18,8 @@ from gpt_jax.parallel.runtime import announce
 
 Kernel = Literal["plain", "cudnn", "splash"]
 
+# By this name `rematerialised` knows what goes into attention and comes out of it.
+ATTENTION_ENDS = "attention_ends"
 SPLASH_FROM = 2048  # keys a query; at 1,024 XLA's own program, by TPU compiler estimate, is the faster one
 SPLASH_BLOCKS = (512, 256, 128)  # of queries and of keys; the kernel works in lanes of 128
 
@@ -40,7 +42,8 @@ def choose_kernel(config: ModelConfig, time: int, *, window: int = 0, dropping: 
         kernel = {"tpu": long, "gpu": "cudnn"}.get(_platform(device), "plain")
     if kernel == "plain" or not (reason := _obstacle(kernel, config, device, time=time, dropping=dropping)):
         return kernel
-    _say_once(f"attention: the plain kernel, since {kernel} {reason}")
+    if time > 1:  # parameters are made with one token
+        _say_once(f"attention: the plain kernel, since {kernel} {reason}")
     return "plain"
 
 
@@ -98,7 +101,10 @@ def splash_attention(
 
     def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
         masks = splash.MultiHeadMask([mask] * q_BTNH.shape[2])
-        kernel = splash.make_splash_mha(masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        kernel = splash.make_splash_mha(
+            masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+            residual_checkpoint_name=ATTENTION_ENDS,
+        )  # fmt: skip
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSKH, v_BSKH))
         return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
 

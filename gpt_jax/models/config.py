@@ -94,7 +94,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "float64"] = "float32"
     scan_layers: bool = False  # one compiled block in a loop: quicker to compile, slower to run
     # What the forward pass keeps for the backward pass; the rest is computed again. block: each layer's input; dots:
-    # the products of activations with weights; offload: the same, in the host's memory.
+    # the products of activations with weights, and attention's ends; offload: the products, in the host's memory.
     remat: Literal["none", "block", "dots", "offload"] = "none"
     # auto: the fastest that the devices, the length and dropout allow; see attention_kernels.py
     attention_kernel: Literal["auto", "plain", "cudnn", "splash"] = "auto"

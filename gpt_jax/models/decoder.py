@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from gpt_jax.models import layers, lstm
 from gpt_jax.models.attention import self_attention
+from gpt_jax.models.attention_kernels import ATTENTION_ENDS
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.parameters import ParameterSpec, init_parameters, unstack
 from gpt_jax.parallel.rules import constrain, gather, logical_axes, look_up, path_string
@@ -227,7 +228,8 @@ def rematerialised(layer: Callable, config: ModelConfig) -> Callable:
         case "block":
             return jax.checkpoint(run)
         case "dots":
-            return jax.checkpoint(run, policy=policies.dots_with_no_batch_dims_saveable)
+            keep = (policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENTION_ENDS))
+            return jax.checkpoint(run, policy=policies.save_from_both_policies(*keep))
         case "offload":
             return jax.checkpoint(run, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))
     raise ValueError(config.remat)

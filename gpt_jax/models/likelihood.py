@@ -74,13 +74,15 @@ def _weighted_nats_forward(chunk, hidden_BTD, matrices, targets_BT, weights_BT):
     def add_chunk(totals, xs):
         total, matrix_gradients = totals
         hidden_BCD, targets_BC, weights_BC = xs
-        nats, hidden_gradient_BCD, more = _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC)
+        nats, hidden_gradient_BCD, more = _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC, summed)
         return (total + nats, jax.tree.map(jnp.add, matrix_gradients, more)), hidden_gradient_BCD
 
-    wide = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    totals = (jnp.zeros((), wide), tuple(jnp.zeros(matrix.shape, wide) for matrix in matrices))
+    wide, chunks = jnp.promote_types(hidden_BTD.dtype, jnp.float32), _chunks(chunk, hidden_BTD, targets_BT, weights_BT)
+    # The gradients of a single chunk are rounded once, before they travel between devices or after.
+    summed = hidden_BTD.dtype if len(chunks) == len(chunks[0][0]) == 1 else wide
+    totals = (jnp.zeros((), wide), tuple(jnp.zeros(matrix.shape, summed) for matrix in matrices))
     hidden_gradients = []
-    for xs in _chunks(chunk, hidden_BTD, targets_BT, weights_BT):
+    for xs in chunks:
         if xs[0].shape[0] == 1:  # no loop around a single chunk: the compiler sees through it
             totals, gradient = add_chunk(totals, jax.tree.map(lambda x: x[0], xs))
             hidden_gradients.append(gradient)
@@ -100,10 +102,11 @@ def _weighted_nats_backward(chunk, residuals, gradient):
 _weighted_nats.defvjp(_weighted_nats_forward, _weighted_nats_backward)
 
 
-def _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC):
+def _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC, matrix_dtype):
     """Σ weight · nats of one chunk, and its gradients: weight · (softmax - one_hot) pulled back through the product.
 
-    The first of `matrices` holds the targets' rows; the softmax goes over the rows of all.
+    Those of the matrices come in `matrix_dtype`. The first of `matrices` holds the targets' rows; the softmax goes over
+    the rows of all.
     """
     wide = jnp.promote_types(hidden_BCD.dtype, jnp.float32)
     logits = [unembed(hidden_BCD, matrix).astype(wide) for matrix in matrices]
@@ -122,7 +125,7 @@ def _nats_and_gradients(hidden_BCD, matrices, targets_BC, weights_BC):
         # there. On TPUs it costs nothing to make it twice, inside the products.
         error = jax.lax.platform_dependent(error, cpu=jax.lax.optimization_barrier, default=lambda error: error)
         hidden_gradient_BCD += jnp.einsum("bcv,vd->bcd", error, matrix)
-        matrix_gradient = jnp.einsum("bcv,bcd->vd", error, hidden_BCD, preferred_element_type=wide)
+        matrix_gradient = jnp.einsum("bcv,bcd->vd", error, hidden_BCD, preferred_element_type=matrix_dtype)
         matrix_gradients.append(matrix_gradient)
     # What follows it in the backward pass is not to be fused into the product, which gets slower by half.
     hidden_gradient_BCD = jax.lax.optimization_barrier(hidden_gradient_BCD)

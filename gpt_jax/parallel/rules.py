@@ -229,15 +229,30 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
       RuntimeError: when no mesh is set.
     """
     mesh = _mesh_in_force()
-    columns, fsdp = _table_axes(table_VD.shape, mesh)[1], _mesh_axes(mesh, "embed")
-    x_BTD = table_VD[tokens_BT]
+    (rows, columns), fsdp = _table_axes(table_VD.shape, mesh), _mesh_axes(mesh, "embed")
     if not set(columns) & set(fsdp):
-        return x_BTD
+        return table_VD[tokens_BT]
+    if columns == fsdp and not rows and tokens_BT.shape[0] % _parts(mesh, _mesh_axes(mesh, "batch")) == 0:
+        return _look_up_columns(table_VD, tokens_BT, mesh)
+    x_BTD = table_VD[tokens_BT]
     others = tuple(name for name in columns if name not in fsdp)
     for batch, names in (("group", columns), ("batch", others)):
         spec = _partition_spec(x_BTD.shape, (batch, "time", None), mesh)
         x_BTD = jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(*spec[:2], names or None))
     return x_BTD
+
+
+def _look_up_columns(table_VD: jax.Array, tokens_BT: jax.Array, mesh: jax.sharding.AbstractMesh) -> jax.Array:
+    # The same for a table that fsdp alone divides, said step by step: of its gradient, on 64 devices, XLA would sum the
+    # whole table everywhere.
+    fsdp, tokens_spec = _mesh_axes(mesh, "embed"), _partition_spec(tokens_BT.shape, ("batch", "time"), mesh)
+
+    def on_each(table_VC: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        tokens_GT = jax.lax.all_gather(tokens_BT, fsdp, tiled=True)  # of the fsdp group
+        return jax.lax.all_to_all(table_VC[tokens_GT], fsdp, split_axis=0, concat_axis=2, tiled=True)
+
+    in_specs, out_specs = (PartitionSpec(None, fsdp), tokens_spec), PartitionSpec(*tokens_spec, None)
+    return jax.shard_map(on_each, in_specs=in_specs, out_specs=out_specs)(table_VD, tokens_BT)
 
 
 def vocabulary_rows(table_VD: jax.Array) -> jax.Array:

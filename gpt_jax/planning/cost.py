@@ -6,7 +6,8 @@ calls. So:
 - cycles of a computation: the sum over its instructions in the order of the schedule; a loop's body times its trips;
   of the branches of a condition the longest;
 - a Pallas call: the longer of its FLOPs at half the chip's peak and its bytes at 78% of the memory's bandwidth, as its
-  `cost_estimate` says; without one, the bytes of what it reads and writes alone, and `Cost.unknown_kernels` counts it;
+  `cost_estimate` says; without one, the bytes of what it reads and writes, and FLOPs if it is splash attention, by
+  formula (splash.py); `Cost.unknown_kernels` counts the others;
 - a collective: its ring bytes over the bandwidth of one interconnect axis. The wires are one resource on which the
   transfers queue; one that was started asynchronously is charged only where the schedule waits for it and it is not
   there yet.
@@ -24,9 +25,11 @@ import numpy as np
 
 from gpt_jax.parallel.devices import Chip
 from gpt_jax.planning.hlo import Instruction, Module, array_bytes, arrays
+from gpt_jax.planning.splash import splash_flops
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 PALLAS_SHARE_OF_PEAK = 0.5
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # devices in order, see _iota
 SHARE_OF_HBM_BANDWIDTH = 0.78  # measured on the compiler's own estimate of an elementwise program on v5e
 
 
@@ -171,23 +174,30 @@ class _Estimate:
     def _compute(self, walk: _Walk, instruction: Instruction) -> None:
         cycles = instruction.estimated_cycles
         if instruction.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-            flops = instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
-            cycles = self._kernel_cycles(instruction, float(flops or 0))
+            flops = self._kernel_flops(instruction)
+            cycles = self._kernel_cycles(instruction, flops or 0.0)
             walk.pallas += cycles
             walk.unknown_kernels += flops is None
         if cycles:
             source = self.module.source(instruction)
             walk.work(cycles, (instruction.opcode, instruction.shape, instruction.op_name, source))
 
+    def _kernel_flops(self, instruction: Instruction) -> float | None:
+        said = instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
+        return splash_flops(instruction.name, self._read(instruction)) if said is None else float(said)
+
     def _kernel_cycles(self, instruction: Instruction, flops: float) -> float:
         moved = float(instruction.attribute(r'"cost_estimate":\{[^}]*"bytes_accessed":"?(\d+)') or 0)
         if not moved:
-            read = [self.module.by_name[name].shape for name in instruction.operand_names]
-            moved = sum(map(_shape_bytes, (*read, instruction.shape)))
+            moved = sum(map(_shape_bytes, (*self._read(instruction), instruction.shape)))
         return max(
             flops / (PALLAS_SHARE_OF_PEAK * self.chip.flops_per_cycle),
             moved / (SHARE_OF_HBM_BANDWIDTH * self.chip.hbm_bytes_per_second / self.chip.cycles_per_second),
         )
+
+    def _read(self, instruction: Instruction) -> list[str]:
+        """The shapes of the operands."""
+        return [self.module.by_name[name].shape for name in instruction.operand_names]
 
     def _transfer(self, instruction: Instruction) -> tuple[str, Instruction] | None:
         """(`whole`, `start` or `done`, the collective) where the instruction is one, or a wrapper around one."""
@@ -266,22 +276,31 @@ class _Estimate:
         return "+".join(self.axes[axis] for axis in sorted(varying)) or "none"
 
     def _groups(self, collective: Instruction) -> list[list[int]]:
-        """Partition ids of each group, from any of the three ways in which HLO writes them."""
+        """Partition ids of each group, from any of the ways in which HLO writes them."""
         text = collective.attributes
         if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
             return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-        if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-            shape, of, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
-            ids = np.arange(math.prod(of)).reshape(of)
-            return (ids if order is None else ids.transpose(order)).reshape(shape).tolist()
-        if mesh := re.search(r"replica_groups=mesh\[(.*?)\] ?(?:\{([^}]*)\})?", text):
+        if iota := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", text):
+            return _iota(*iota.groups()[1:]).reshape(_numbers(iota[1])).tolist()
+        if mesh := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_IOTA}\))? ?(?:\{{([^}}]*)\}})?", text):
             sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-            named = re.findall(r"'([^']+)'", mesh[2] or "")
-            ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+            named = re.findall(r"'([^']+)'", mesh[4] or "")
+            ids = _iota(mesh[2], mesh[3]) if mesh[2] else np.arange(math.prod(sizes.values()))
+            ids = ids.reshape(tuple(sizes.values()))
             inside = [list(sizes).index(name) for name in named]
             outside = [axis for axis in range(ids.ndim) if axis not in inside]
             return ids.transpose(outside + inside).reshape(-1, math.prod(ids.shape[axis] for axis in inside)).tolist()
         return [list(range(math.prod(self.shape)))]  # none are named: all are one group
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """0, 1, 2, ... in an array of `shape` whose axes are then put in `order`, both as HLO writes them: "2,8", "1,0"."""
+    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return ids if order is None else ids.transpose(_numbers(order))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _shape_bytes(shape: str) -> int:

@@ -19,6 +19,14 @@ def shard_bytes(tree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def total_bytes(said) -> int:
+    """All that a program needs on one device, by the compiler's `memory_analysis()`."""
+    return (
+        said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes + said.temp_size_in_bytes
+        + said.generated_code_size_in_bytes
+    )  # fmt: skip
+
+
 def temporary_parts(module: Module, total: int, parameter_shapes: set[tuple[int, ...]], vocabulary: set[int]) -> dict:
     """`total` bytes of temporaries divided by what is alive when most is: logits, gradients, activations, the rest.
 

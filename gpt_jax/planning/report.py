@@ -7,13 +7,13 @@ from gpt_jax.parallel.devices import GIB
 FORMULA = (
     "MFU = analytic FLOPs / (estimated cycles x {flops_per_cycle:,} FLOPs a cycle). FLOPs: 6 x weights + 12 x layers x "
     "width x T a token, attention in full (masked keys count, so skipping them shows as a gain). Cycles: the TPU "
-    "compiler's own estimates, loops times their trips; Pallas calls by formula; no host, no stalls. Collectives: ring "
-    "bytes over {gigabytes:.0f} GB/s, charged where the schedule waits for them."
+    "compiler's own estimates, loops times their trips; Pallas calls: the longer of FLOPs at half the peak and bytes; "
+    "no host, no stalls. Collectives: ring bytes over {gigabytes:.0f} GB/s, charged where the schedule waits for them."
 )
 
 
 def render(plan: dict[str, Any]) -> str:
-    """The text of a plan: memory, speed, the dearest instructions, the collectives."""
+    """The text of a plan that fits: memory, speed, the dearest instructions, the collectives."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
     layout = f", {plan['layout']}" if plan["layout"] else ""
     lines = [
@@ -35,8 +35,7 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     parts, hbm = plan["bytes_per_chip"], plan["hbm_bytes"]
     if hbm:
         rest = (hbm - parts["total"]) / GIB
-        verdict = f"fits, {rest:.2f} GiB a chip are left" if plan["fits"] else f"does not fit by {-rest:.2f} GiB a chip"
-        head = f"memory a chip: {parts['total'] / GIB:.2f} of {hbm / GIB:.2f} GiB: {verdict}"
+        head = f"memory a chip: {parts['total'] / GIB:.2f} of {hbm / GIB:.2f} GiB: fits, {rest:.2f} GiB a chip are left"
     else:
         head = f"memory a device: {parts['total'] / GIB:.2f} GiB"
     return [head, *(f"  {name:<12} {size / 2**20:12,.1f} MiB" for name, size in parts.items() if name != "total")]
@@ -63,8 +62,8 @@ def _kernels(unknown: int) -> list[str]:
     if not unknown:
         return []
     return [
-        f"  {unknown} Pallas calls a step carry no cost_estimate: they are charged for their bytes alone, so the step "
-        "takes longer than this says"
+        f"  {unknown} Pallas calls a step do not say how many FLOPs they do: they are charged for their bytes alone, "
+        "so the step takes longer than this says"
     ]
 
 

@@ -4,6 +4,7 @@ The very step that training runs is compiled for the topology. What the compiler
 `plan.json`, its program in `optimized_hlo.txt`.
 """
 
+import bisect
 import dataclasses
 import functools
 import re
@@ -22,7 +23,7 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
 from gpt_jax.models.presets import model_config
-from gpt_jax.parallel.devices import GIB
+from gpt_jax.parallel.devices import CHIPS, GIB
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.planning import hlo, memory
@@ -145,17 +146,21 @@ def compile_step(step: Step) -> tuple[jax.stages.Compiled, float]:
     """The compiled step, and the seconds that took.
 
     Raises:
-      OutOfMemory: the compiler says that it does not fit.
+      OutOfMemory: it does not fit, as the compiler says or as its sum of the memory shows.
     """
     began = time.monotonic()
     with jax.set_mesh(step.mesh):
         lowered = lower_step(step)
         try:
-            return lowered.compile(), time.monotonic() - began
+            compiled = lowered.compile()
         except Exception as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
                 raise
             raise out_of_memory(str(error)) from None
+    chip, total = CHIPS.get(step.mesh.devices.flat[0].device_kind), memory.total_bytes(compiled.memory_analysis())
+    if chip and chip.hbm_bytes and total > chip.hbm_bytes:  # by a little, the compiler lets it pass
+        raise OutOfMemory(total, total - chip.hbm_bytes)
+    return compiled, time.monotonic() - began
 
 
 def lower_step(step: Step) -> jax.stages.Lowered:
@@ -200,15 +205,11 @@ def make_plan(step: Step, topology: Topology) -> tuple[dict[str, Any], str]:
     parts = _lasting_parts(step)
     parts |= memory.temporary_parts(module, said.temp_size_in_bytes, *_shapes(step))
     parts["program"] = said.generated_code_size_in_bytes
-    total = (
-        said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes + said.temp_size_in_bytes
-        + said.generated_code_size_in_bytes
-    )  # fmt: skip
+    total = memory.total_bytes(said)
     parts["padding"] = total - sum(parts.values())  # of tiled arrays; and a few scalars
     parts["total"] = total
-    hbm = topology.chip.hbm_bytes if topology.chip else 0
     plan = facts(step, topology) | {
-        "fits": not hbm or parts["total"] <= hbm,
+        "fits": True,
         "bytes_per_chip": parts,
         "compile_seconds": round(seconds, 1),
     }
@@ -292,17 +293,21 @@ def _shapes(step: Step) -> tuple[set[tuple[int, ...]], set[int]]:
 
 
 def nearest_that_fits(step: Step, topology: Topology) -> dict[str, Any] | None:
-    """The first of `changes` that fits; None if none does."""
-    for change in changes(step):
+    """The first of `changes` that fits, each of which takes less than the one before; None if none does."""
+
+    def fits(change: dict[str, Any]) -> bool:
         say("trying " + flags(change))
         try:
             candidate = prepare(changed(step.config, change), topology)
             check_state_fits(candidate, topology)
             compile_step(candidate)
         except (OutOfMemory, UserError):
-            continue
-        return change
-    return None
+            return False
+        return True
+
+    ladder = list(changes(step))
+    first = bisect.bisect_left(ladder, True, key=fits)
+    return ladder[first] if first < len(ladder) else None
 
 
 def changes(step: Step) -> Iterator[dict[str, Any]]:

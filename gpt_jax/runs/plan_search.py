@@ -35,6 +35,7 @@ from gpt_jax.runs.recipe import check_batch, check_model_fits
 from gpt_jax.runs.workdir import open_workdir
 
 REMATS = ("none", "dots", "block")  # each keeps less than the one before
+SCATTERED = 8  # chips over which the TPU compiler scatters gradients; over more it may sum them whole (LOG.md)
 TENSORS = (1, 2, 4)  # beyond four, its sums in every layer cost more than a slice of this size gains
 
 Row = dict[str, Any]  # a line of plan_search.jsonl
@@ -152,8 +153,8 @@ def candidates(config: ConfigDict, topology: Topology) -> list[Candidate]:
 
 
 def meshes(chips: int, sequence: int = 1, slices: int = 1) -> list[tuple[int, int, int]]:
-    """(data, fsdp, tensor) in the order in which they are tried: fsdp over all devices, half and half with data, all
-    along data; each with a larger `tensor`.
+    """(data, fsdp, tensor) in the order in which they are tried: fsdp over all devices, over eight, half and half with
+    data, all along data; each with a larger `tensor`.
 
     Only data crosses slices, so that it is a multiple of `slices`.
     """
@@ -163,7 +164,8 @@ def meshes(chips: int, sequence: int = 1, slices: int = 1) -> list[tuple[int, in
         if left or not rest:
             continue
         half = max(n for n in range(1, math.isqrt(rest) + 1) if rest % n == 0)
-        found += [(slices * data, rest // data, tensor) for data in dict.fromkeys((1, half, rest))]
+        eights = [rest // SCATTERED] if rest % SCATTERED == 0 else []
+        found += [(slices * data, rest // data, tensor) for data in dict.fromkeys((1, *eights, half, rest))]
     return found
 
 

@@ -56,6 +56,24 @@ def test_dense_attention_in_blocks_is_the_definition(block):
     np.testing.assert_allclose(dot_product_attention(q, k, v, block=block), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("width", [8, 64, 128])
+@pytest.mark.parametrize("block", [0, 5])
+def test_bfloat16_costs_digits_and_nothing_else(width, block):
+    exact = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in operands(16, width=width)]
+    rounded = [x.astype(jnp.bfloat16) for x in exact]
+    weight = jax.random.normal(jax.random.key(9), (2, 16, 4, width))
+
+    def outputs_and_gradients(attend, operands_):
+        out, pull_back = jax.vjp(lambda q, k, v: attend(q, k, v), *operands_)
+        return out, *pull_back(weight.astype(out.dtype))
+
+    expected = outputs_and_gradients(functools.partial(dense_under_mask, window=16), exact)
+    found = outputs_and_gradients(functools.partial(dot_product_attention, block=block), rounded)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.02 * np.abs(other).max(), rtol=0)
+
+
 def cost(attention, time: int) -> dict[str, float]:
     """FLOPs and temporary bytes of the compiled program, as XLA counts them."""
     shapes = [jax.ShapeDtypeStruct((1, time, 2, 8), jnp.float32)] * 3

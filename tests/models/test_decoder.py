@@ -1,6 +1,7 @@
 """The decoder: its size, its causality, its places of dropout, its initializers, its two ways of running the layers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,25 @@ def test_scanned_and_unrolled_layers_agree(config, one_device):
         one, other = (dataclasses.replace(c, dropout=dropout) for c in (config, scanned))
         # scores of magnitude ~100: a float32 sum in another order moves them by this much
         np.testing.assert_allclose(apply(params, one, ids, key), apply(params, other, ids, key), rtol=1e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize(("remat", "kept"), [("none", 3), ("dots", 2), ("block", 0)])
+def test_remat_says_what_is_kept_for_the_backward_pass_and_changes_no_gradient(remat, kept, one_device):
+    """The MLP's inner products, attention's output, and, with `none` alone, the T x T exponentials."""
+    config = dataclasses.replace(TINY, num_layers=1, num_heads=2, head_dim=5, mlp_dim=21, remat=remat)
+    params, ids = spread_parameters(config), tokens(config)
+
+    def output(params: dict, remat: str) -> jax.Array:
+        return jnp.sum(jnp.square(decoder.hidden_states(params, dataclasses.replace(config, remat=remat), ids)))
+
+    _, pull_back = jax.vjp(functools.partial(output, remat=remat), params)
+    batch, time = ids.shape
+    shapes = {leaf.shape for leaf in jax.tree.leaves(pull_back)}
+    candidates = [(batch, time, 21), (batch, 2, time, 5), (batch, 2, time, time)]
+    assert [shape in shapes for shape in candidates] == [index < kept for index in range(3)]
+    expected = jax.grad(output)(params, "none")
+    for one, other in zip(jax.tree.leaves(jax.grad(output)(params, remat)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max(), rtol=0)
 
 
 @pytest.mark.parametrize("place", ["embedding", "attention", "residual"])

@@ -186,6 +186,9 @@ def test_an_all_reduce_of_which_each_takes_a_slice_is_a_reduce_scatter():
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", "fsdp", 4),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", "data", 2),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", "data+fsdp", 8),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", "fsdp", 4),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}", "data", 2),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", "fsdp", 4),
     ],
 )
 def test_the_mesh_axes_are_read_from_the_groups_in_each_of_their_formats(groups, axes, size):

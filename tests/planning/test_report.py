@@ -31,11 +31,6 @@ def test_without_an_estimate_memory_is_all_there_is():
     assert "MFU" not in text and "collectives" not in text
 
 
-def test_a_program_that_is_too_large_says_by_how_much():
-    text = render(FACTS | {"fits": False, "hbm_bytes": 3 * GIB})
-    assert "4.00 of 3.00 GiB: does not fit by 1.00 GiB a chip" in text
-
-
 def test_an_unknown_memory_gives_no_verdict():
     assert "memory a device: 4.00 GiB\n" in render(FACTS | {"hbm_bytes": None})
 
@@ -53,6 +48,5 @@ def test_an_estimate_comes_with_its_formula_and_with_what_is_dearest():
 
 @pytest.mark.parametrize(("unknown", "said"), [(0, False), (24, True)])
 def test_kernels_that_do_not_say_what_they_cost_are_mentioned(unknown, said):
-    assert (
-        f"{unknown} Pallas calls a step carry no cost_estimate" in render(FACTS | SPEED | {"unknown_kernels": unknown})
-    ) == said
+    text = render(FACTS | SPEED | {"unknown_kernels": unknown})
+    assert (f"{unknown} Pallas calls a step do not say how many FLOPs" in text) == said

@@ -136,6 +136,12 @@ def test_the_meshes_of_eight_devices():
     ]  # fmt: skip
 
 
+def test_of_many_devices_eight_share_the_parameters_too():
+    assert meshes(64)[:4] == [(1, 64, 1), (8, 8, 1), (64, 1, 1), (1, 32, 2)]
+    assert meshes(32)[:4] == [(1, 32, 1), (4, 8, 1), (32, 1, 1), (1, 16, 2)]
+    assert meshes(128)[:4] == [(1, 128, 1), (16, 8, 1), (8, 16, 1), (128, 1, 1)]
+
+
 def resolved_candidates(config) -> list[Candidate]:
     """Of this machine's eight simulated devices."""
     return candidates(pretrain.resolve(config)[0], find_topology("cpu"))
