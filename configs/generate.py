@@ -12,10 +12,11 @@ A single continuation is shown as it is made. The workdir takes generations.json
     {"index": 0, "sample": 0, "prompt": "...", "text": "...", "finished": "stop", "tokens": 17}
 
 `finished` is `stop` (end of text, or a stop string) or `length`. With `logprobs` there is a list of the same name:
-{"token", "logprob", "likeliest": [[token, logprob], ...]} for each token; with `beams`, a `score`, and the beams of a
-prompt, the best first, are its samples. Started again on the same workdir, a run makes only what is missing.
+{"token", "logprob", "likeliest": [[token, logprob], ...]} for each token; with `beams`, a `score`, of the whole beam,
+and the beams of a prompt, the best first, are its samples. Started again on the same workdir, a run with a file of
+prompts makes only what is missing; a single prompt is asked anew.
 
-Measured (2 CPU cores, float32, 2026-11-22): see README.md, "Talk to it".
+How fast it is on two CPU cores: README.md, "Talk to it".
 """
 
 from ml_collections import ConfigDict, config_dict

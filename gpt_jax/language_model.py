@@ -97,7 +97,7 @@ class LanguageModel:
         top_p: float = 1.0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         beams: int = 0,
         length_penalty: float = 1.0,
     ) -> list[str]:
@@ -114,8 +114,11 @@ class LanguageModel:
         sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         if beams:
-            if temperature:
-                raise UserError(f"beams={beams} and temperature={temperature}: a beam search draws nothing.")
+            if temperature or repetition_penalty != 1:
+                raise UserError(
+                    f"beams={beams} with temperature={temperature}, repetition_penalty={repetition_penalty}: a beam "
+                    "search draws nothing, and penalises nothing. Leave both out."
+                )
             found = (
                 beam_search(
                     self._engine, one, beams=beams, max_new_tokens=max_new_tokens, length_penalty=length_penalty

@@ -7,6 +7,8 @@ from small_models import write_model
 
 import gpt_jax
 from gpt_jax.errors import UserError
+from gpt_jax.inference.generation import continue_prompts
+from gpt_jax.inference.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,18 @@ def test_sampling_follows_the_seed(lm):
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_a_refused_or_abandoned_call_leaves_nothing_behind(lm):
+    expected = lm.generate(["ab"], max_new_tokens=4)
+    with pytest.raises(UserError, match="40 tokens"):
+        lm.generate(["ab", "x" * 40], max_new_tokens=4)
+    assert lm.generate(["ab"], max_new_tokens=4) == expected
+    sampling = Sampling(20, temperature=0)
+    pieces = continue_prompts(lm._engine, lm.tokenizer, [[97], [98]], sampling, steps=1)
+    next(pieces)
+    pieces.close()
+    assert not lm._engine.busy and lm.generate(["ab"], max_new_tokens=4) == expected
+
+
 def test_nothing_in_gives_nothing_out(lm):
     assert lm.score([]) == [] and lm.generate([], max_new_tokens=4) == []
     assert [scores.shape for scores in lm.score(["", ""])] == [(0,), (0,)]
@@ -62,7 +76,8 @@ def test_rows_that_only_round_the_vocabulary_up_are_never_drawn(tmp_path):
         (lambda lm: lm.generate(["a" * 24]), "24 tokens .*Shorten the prompt"),
         (lambda lm: lm.generate(["a"], 4, top_k=5), "temperature=0 .*top_k=5"),
         (lambda lm: lm.generate(["a"], 4, stop=[""]), "empty stop string"),
-        (lambda lm: lm.generate(["a"], 4, temperature=1.0, beams=2), "beams=2 and temperature=1"),
+        (lambda lm: lm.generate(["a"], 4, temperature=1.0, beams=2), "beams=2 with temperature=1"),
+        (lambda lm: lm.generate(["a"], 4, top_k=2**31, temperature=1.0), "top_k=2147483648"),
         (lambda lm: lm.generate(["a"], 4, temperature=-1), "temperature=-1"),
         (lambda lm: lm.generate(["a"], 4, seed=-1), "seed=-1"),
         (lambda lm: lm.generate("a text", 4), "expected a list of texts"),

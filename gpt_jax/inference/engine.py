@@ -7,6 +7,7 @@ every row. Shapes are powers of two, so that few of each are compiled. Shape suf
 
 import dataclasses
 import functools
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from gpt_jax.parallel.rules import constrain
 CHUNK = 1024  # tokens of a prompt that are taken in at once; their scores with all keys stand in memory together
 MOST_STEPS = 64  # tokens that one call of `decode` adds to a row
 LEAST_LENGTH = 64
+ENTERING = 2  # prompts that are taken in before each step of those at work
 
 
 @dataclasses.dataclass
@@ -76,7 +78,7 @@ class _Request:
     number: int
     prompt: list[int]
     sampling: Sampling
-    sample: int
+    chooser: Choosers
     left: int
 
 
@@ -151,7 +153,7 @@ class Engine:
         """
         prompt = [int(id) for id in prompt]
         self.check_prompt(prompt, sampling.max_new_tokens)
-        request = _Request(self._next, prompt, sampling, sample, sampling.max_new_tokens)
+        request = _Request(self._next, prompt, sampling, Choosers.of(sampling, sample), sampling.max_new_tokens)
         self._next += 1
         self._queue.append(request)
         return request.number
@@ -183,7 +185,10 @@ class Engine:
                     self._rows = _idle(self._rows, row)
 
     def step(self, most: int = 1) -> list[Event]:
-        """Takes in what waits, as far as there is room, and adds up to `most` (at most 64) tokens to every row."""
+        """Takes in what waits, as far as there is room, and adds up to `most` (at most 64) tokens to every row.
+
+        While rows are at work, no more than two prompts enter at a step: many that come together do not hold them up.
+        """
         with jax.set_mesh(self.mesh):
             self._admit()
             if not self._at_work:
@@ -224,10 +229,12 @@ class Engine:
 
     def _admit(self) -> None:
         """Gives waiting requests the free rows, after making as many and as long ones as are needed."""
-        new = [self._queue.popleft() for _ in range(min(len(self._queue), self.slots - len(self._at_work)))]
-        if not new:
+        room = self.slots - len(self._at_work)
+        entering = min(len(self._queue), room, ENTERING if self._at_work else room)
+        if not entering:
             return
-        requests = [*self._at_work.values(), *new]
+        requests = [*self._at_work.values(), *itertools.islice(self._queue, room)]  # those that enter next, too
+        new = [self._queue.popleft() for _ in range(entering)]
         self._make_room(
             incremental.power_of_two(len(requests), 1),
             min(
@@ -248,7 +255,7 @@ class Engine:
         seen_BV[0, request.prompt] = True
         values = (request.prompt[-1], len(request.prompt) - 1, 0, request.left)
         numbers = (np.array([value], np.int32) for value in values)
-        return Rows(None, *numbers, seen_BV, Choosers.of(request.sampling, request.sample))
+        return Rows(None, *numbers, seen_BV, request.chooser)
 
     def prefilled(self, ids: list[int]) -> incremental.Cache:
         """A cache of one row that holds `ids`, as long as the next power of two."""

@@ -62,15 +62,28 @@ def continue_prompts(
     """
     if samples is None:
         samples = [[number] for number in range(len(prompts))]
-    streams, continuations = {}, {}
+    TextStream(tokenizer, stop)  # refuses what cannot be
+    for prompt in prompts:
+        engine.check_prompt(prompt, sampling.max_new_tokens)
+    at_work: dict[int, tuple[TextStream, Piece]] = {}
     for number, (prompt, own) in enumerate(zip(prompts, samples, strict=True)):
         for sample in own:
-            stream = TextStream(tokenizer, stop, prompt)
             request = engine.submit(prompt, sampling, sample)
-            streams[request], continuations[request] = stream, Piece(number, sample, "", Continuation())
-    while engine.busy:
+            at_work[request] = TextStream(tokenizer, stop, prompt), Piece(number, sample, "", Continuation())
+    try:
+        yield from _pieces(engine, at_work, steps)
+    finally:  # whoever stops listening leaves nothing behind in the engine
+        for request in at_work:
+            engine.cancel(request)
+
+
+def _pieces(engine: Engine, at_work: dict[int, tuple[TextStream, Piece]], steps: int) -> Iterator[Piece]:
+    """The pieces of the requests `at_work`, which leave it as they are done."""
+    while at_work:
         for event in engine.step(steps):
-            stream, piece = streams[event.request], continuations[event.request]
+            if event.request not in at_work:
+                continue
+            stream, piece = at_work[event.request]
             found = piece.so_far
             piece.text = ""
             for place, id in enumerate(event.tokens):
@@ -88,4 +101,6 @@ def continue_prompts(
                 piece.text += stream.finish()
                 found.finished = "stop" if stream.stopped is not None else found.finished
             found.text = stream.text
+            if found.finished:
+                del at_work[event.request]
             yield piece

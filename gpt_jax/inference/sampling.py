@@ -47,9 +47,9 @@ class Sampling:
 
     def __post_init__(self):
         for name, least, most in (
-            ("max_new_tokens", 1, math.inf),
+            ("max_new_tokens", 1, 2**31 - 1),
             ("temperature", 0, math.inf),
-            ("top_k", 0, math.inf),
+            ("top_k", 0, 2**31 - 1),
             ("top_p", 0, 1),
             ("min_p", 0, 1),
             ("repetition_penalty", 0, math.inf),

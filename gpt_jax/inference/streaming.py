@@ -21,16 +21,17 @@ class TextStream:
       stopped: the stop string that ended it; None: none did.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()):
-        """`prompt`: the ids that are continued.
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] | str = (), prompt: Sequence[int] = ()):
+        """`stop`: one string or several; `prompt`: the ids that are continued.
 
         Raises:
           UserError: when a stop string is empty.
         """
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(stop):
             raise UserError("an empty stop string would end every text before it begins: leave it out.")
         self._decode = tokenizer.decode
-        self._stop = tuple(stop)
+        self._stop = stop
         self._ids = [int(id) for id in prompt[-TAIL:]]
         self._read = len(self._decode(self._ids))  # characters of these ids that are given out or held back
         self._held = ""

@@ -18,7 +18,7 @@ from gpt_jax.inference.beam_search import beam_search
 from gpt_jax.inference.engine import Engine
 from gpt_jax.inference.generation import STEPS, Continuation, Piece, continue_prompts
 from gpt_jax.inference.sampling import Sampling
-from gpt_jax.inference.streaming import text_of
+from gpt_jax.inference.streaming import TextStream
 from gpt_jax.models.presets import adapt
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
@@ -51,10 +51,14 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
     tokenizer = pretrained.tokenizer(config.tokenizer.path)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     check_prompts(ids, config.max_new_tokens, model.context_length)
+    resumed = config.prompt is None  # a single prompt is asked anew each time, and another may follow it
     with open_workdir(workdir):
         facts = {"prompts": prompts, "tokenizer": tokenizer.fingerprint}
-        do_on_main_process(lambda: check_config(config, workdir))
-        do_on_main_process(lambda: configuration.check_same(workdir, "data.json", facts, what="prompts or tokenizer"))
+        if resumed:
+            do_on_main_process(lambda: check_config(config, workdir))
+            do_on_main_process(
+                lambda: configuration.check_same(workdir, "data.json", facts, what="prompts or tokenizer")
+            )
         do_on_main_process(lambda: record(config, facts, workdir))
         engine = Engine(
             pretrained.parameters(mesh, model),
@@ -64,7 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
             end_ids=pretrained.end_ids(tokenizer),
             slots=config.slots,
         )
-        with Generations(workdir / "generations.jsonl", prompts) as generations:
+        with Generations(workdir / "generations.jsonl", prompts, resumed) as generations:
             wanted = [
                 [n for n in range(config.beams or config.samples) if (i, n) not in generations.done]
                 for i in range(len(prompts))
@@ -124,7 +128,7 @@ def read_prompts(config: ConfigDict) -> list[str]:
             content = (
                 sys.stdin.buffer.read() if config.prompts == "-" else Path(config.prompts).expanduser().read_bytes()
             )
-            lines = content.decode("utf-8-sig").splitlines()
+            lines = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}: byte {error.start} is not UTF-8 ({error.reason}). Save it as UTF-8, or convert it: "
@@ -178,10 +182,10 @@ def record(config: ConfigDict, facts: Row, workdir: Path) -> None:
 class Generations:
     """generations.jsonl: rows are added as they are made, and stand in the prompts' order when all are there."""
 
-    def __init__(self, path: Path, prompts: list[str]):
-        """Keeps the whole rows of an earlier start."""
-        self.path, self._prompts = path, prompts
-        self.rows: list[Row] = read_rows(path)
+    def __init__(self, path: Path, prompts: list[str], resumed: bool):
+        """`resumed`: keeps the whole rows of an earlier start."""
+        self.path, self.prompts = path, prompts
+        self.rows: list[Row] = read_rows(path) if resumed else []
 
     @property
     def done(self) -> set[tuple[int, int]]:
@@ -205,7 +209,7 @@ class Generations:
     def add(self, index: int, sample: int, text: str, finished: str, tokens: int, **more: Any) -> None:
         """One continuation more."""
         row = dict(
-            index=index, sample=sample, prompt=self._prompts[index], text=text, finished=finished, tokens=tokens, **more
+            index=index, sample=sample, prompt=self.prompts[index], text=text, finished=finished, tokens=tokens, **more
         )
         self.rows.append(row)
         if is_main_process():
@@ -229,7 +233,7 @@ def draw(
     count = sum(map(len, wanted))
     live = count == len(ids) == config.samples == 1
     if live and is_main_process():
-        print(generations._prompts[0], end="", flush=True)
+        print(generations.prompts[0], end="", flush=True)
     steps = 1 if live else STEPS
     pieces = continue_prompts(
         engine, tokenizer, ids, sampling, stop=config.stop, samples=samples, steps=steps
@@ -296,9 +300,11 @@ def search(
             length_penalty=config.length_penalty,
         )  # fmt: skip
         for rank, beam in enumerate(found):
-            text = text_of(tokenizer, beam.ids, ids[index], config.stop)
-            finished = "stop" if beam.ended else "length"
-            generations.add(index, rank, text, finished, len(beam.ids), score=beam.score)
+            stream = TextStream(tokenizer, config.stop, ids[index])
+            stream.push(beam.ids)
+            stream.finish()
+            finished = "stop" if beam.ended or stream.stopped is not None else "length"
+            generations.add(index, rank, stream.text, finished, len(beam.ids), score=beam.score)
     if is_main_process():
         show(generations.rows)
 

@@ -53,3 +53,7 @@ def test_bytes_that_never_become_a_character_are_shown_as_such():
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(UserError, match="empty stop string"):
         TextStream(BYTES, ["x", ""])
+
+
+def test_one_stop_string_may_stand_alone():
+    assert text_of(BYTES, BYTES.encode("No END here"), stop="END") == "No "

@@ -26,7 +26,7 @@ def words(model, workdir, *more):
 
 
 def rows(workdir):
-    return [json.loads(line) for line in (workdir / "generations.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / "generations.jsonl").read_text().split("\n")[:-1]]
 
 
 def test_a_prompt_is_shown_as_it_is_continued(model, tmp_path, capsys):
@@ -71,6 +71,19 @@ def test_a_killed_run_makes_only_what_is_missing_and_the_same(model, tmp_path):
         file.write('{"index": 39, "sam')  # as a kill may leave it
     main(words(model, tmp_path / "killed", *ask))
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+def test_another_prompt_may_follow_in_the_same_workdir(model, tmp_path):
+    for prompt in ("ab", "cd", "cd"):
+        assert main(words(model, tmp_path / "w", f"--config.prompt={prompt}")) == 0
+        assert [row["prompt"] for row in rows(tmp_path / "w")] == [prompt]
+
+
+def test_a_line_of_a_file_ends_at_its_line_feed_alone(model, tmp_path):
+    text = '{"prompt": "one\u2028still one"}\r\n{"prompt": "two"}\n'
+    (tmp_path / "p.jsonl").write_bytes(text.encode())
+    main(words(model, tmp_path / "w", f"--config.prompts={tmp_path / 'p.jsonl'}"))
+    assert [row["prompt"] for row in rows(tmp_path / "w")] == ["one\u2028still one", "two"]
 
 
 def test_standard_input_is_read(model, tmp_path):
