@@ -1,5 +1,6 @@
 """Generation: prompts in, continuations out, shown as they are made."""
 
+import io
 import json
 import os
 import sys
@@ -124,7 +125,8 @@ def read_prompts(config: ConfigDict) -> list[str]:
             content = (
                 sys.stdin.buffer.read() if config.prompts == "-" else Path(config.prompts).expanduser().read_bytes()
             )
-            lines = content.decode("utf-8-sig").splitlines()
+            text = io.StringIO(content.decode("utf-8-sig"), newline=None)
+            lines = [line.removesuffix("\n") for line in text]  # str.splitlines cuts at U+2028, which JSON may hold
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}: byte {error.start} is not UTF-8 ({error.reason}). Save it as UTF-8, or convert it: "
