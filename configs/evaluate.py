@@ -76,6 +76,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     names = first if first and "=" not in first else HEURISTICS[0]
     _, values = parse_argument(argument, presets=[names], fields=FIELDS)
     tasks = list(dict.fromkeys(task for name in names.split("+") for task in GROUPS.get(name, (name,))))
+    if tasks == ["text"] and "shots" in values:
+        raise UserError("--config: shots= is of prompted tasks, not of text: leave it out.")
     config = defaults()
     sections = {field(task): fields_of(task, values) for task in tasks}
     if len(tasks) > 1 and "folder" in values:
@@ -189,11 +191,14 @@ def text_fields(values: dict) -> dict:
 
 def harness_fields(values: dict) -> dict:
     """Tasks of lm_eval."""
+    shots = values.get("shots")
+    if shots is not None and not shots.isdecimal():
+        raise UserError(f"--config: shots={shots} of lm-eval: expected one number of examples, from 0 on.")
     return dict(
         task="lm-eval",
         tasks=tuple(filter(None, values.get("tasks", "").split("+"))),
         include_path=values.get("include_path", placeholder(str)),  # a folder of YAML files; without, its own tasks
-        shots=int(values["shots"]) if "shots" in values else placeholder(int),  # by default the tasks' own
+        shots=placeholder(int) if shots is None else int(shots),  # by default the tasks' own
         max_test=0,  # examples of each task; 0: all
         bootstrap=1000,  # samples for standard errors that have no formula
     )

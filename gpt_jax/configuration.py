@@ -97,7 +97,7 @@ def check_same(workdir: Path, name: str, current: dict[str, Any], *, what: str, 
         earlier = flatten(json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not whole JSON ({error}): restore it, or use another --workdir.") from None
-    now = flatten(current)
+    now = flatten(json.loads(json.dumps(current)))  # a tuple is a list there
     differ = [
         f"  {field}: {earlier[field]!r} there, {now.get(field)!r} here"
         for field in sorted(earlier)

@@ -8,7 +8,7 @@ the batches are divided over the mesh.
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from gpt_jax.errors import UserError, did_you_mean
 from gpt_jax.extras import require
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.runtime import announce, is_main_process
+from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import clock
 from gpt_jax.runs.questions import Asked
 from gpt_jax.runs.subjects import open_subjects
 from gpt_jax.runs.workdir import environment, open_workdir
 
 NEW_TOKENS = 256  # of tasks that do not say how much may be written; the harness' own models have the same
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is there
+GENERATION_OPTIONS = ("until", *_LENGTHS, "do_sample", "temperature", "top_k", "top_p")
+FREE_TO_CHANGE = (*configuration.FREE_TO_CHANGE, "batch_size")
 
 
 @functools.cache
@@ -79,14 +82,21 @@ def adapter() -> type:
 
         def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
             groups: dict[tuple, list[int]] = {}
+            ignored: dict[str, Any] = {}
             for number, request in enumerate(requests):
                 options = request.args[1]
+                ignored |= {name: value for name, value in options.items() if name not in GENERATION_OPTIONS}
                 until = options.get("until") or ()
                 until = (until,) if isinstance(until, str) else tuple(until)
                 groups.setdefault((until, sampling_of(options, self.max_length)), []).append(number)
+            if ignored:
+                announce(f"lm-eval: options of the tasks' generations that we do not know have no effect: {ignored}")
             written = [""] * len(requests)
             for (until, sampling), numbers in groups.items():
                 prompts = [requests[number].args[0] for number in numbers]
+                self._tell_cut(
+                    [len(self.tok_encode(one)) for one in prompts], self.max_length - sampling.max_new_tokens
+                )
                 texts = self._asked.continuations(prompts, sampling, stop=until)
                 for number, text in zip(numbers, texts, strict=True):
                     written[number] = text
@@ -94,18 +104,27 @@ def adapter() -> type:
 
         def _scored(self, pairs) -> list[tuple[float, bool]]:
             """Of contexts and continuations as ids; the first tokens of what is too long are cut."""
-            wholes = [[*context, *continuation][-(self.max_length + 1) :] for context, continuation in pairs]
+            wholes = [[*context, *continuation] for context, continuation in pairs]
+            self._tell_cut(map(len, wholes), self.max_length + 1)
+            wholes = [whole[-(self.max_length + 1) :] for whole in wholes]
             starts = [max(len(whole) - len(own), 1) for whole, (_, own) in zip(wholes, pairs, strict=True)]
             sequences = [np.array(whole, np.int32) for whole in wholes]
             values, greedy = self._asked.log_probabilities(self._asked.texts(sequences, np.array(starts)))
             return [(float(value), bool(hit)) for value, hit in zip(values, greedy, strict=True)]
+
+        def _tell_cut(self, lengths: Iterable[int], most: int) -> None:
+            if cut := sum(length > most for length in lengths):
+                announce(
+                    f"lm-eval: of {cut:,} texts the first tokens are cut to fit the context of {self.max_length:,}"
+                )
 
     return JaxLM
 
 
 def sampling_of(options: Mapping[str, Any], max_length: int) -> Sampling:
     """What the harness' options of a generation mean: greedy, unless they say that it samples."""
-    most = min(int(options.get("max_gen_toks", NEW_TOKENS)), max_length - 1)
+    said = (int(options[name]) for name in _LENGTHS if name in options)
+    most = min(next(said, NEW_TOKENS), max_length - 1)
     temperature = float(options.get("temperature") or options.get("do_sample", False))
     if not options.get("do_sample", temperature > 0):
         return Sampling(most, temperature=0.0)
@@ -129,6 +148,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
     [subject] = subjects
     mesh = make_mesh(config.mesh)
     with open_workdir(workdir):
+        current = configuration.as_json(config)
+        do_on_main_process(
+            lambda: configuration.check_same(workdir, "config.json", current, what="config", free=FREE_TO_CHANGE)
+        )
         manager, tasks = _tasks(config.data)
         asked = Asked(subject, mesh, config.batch_size)
         asked.params = subject.moments[0].load(subject.config, mesh)
@@ -137,7 +160,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
         if not is_main_process():
             return {}
         configuration.write_json(workdir / "environment.json", environment())
-        configuration.write_json(workdir / "config.json", configuration.as_json(config))
+        configuration.write_json(workdir / "config.json", current)
         scores = {task: _numbers(found) for task, found in results["results"].items()}
         configuration.write_json(workdir / "scores.json", scores)
     for name, metrics in scores.items():
@@ -199,8 +222,8 @@ def _evaluate(model, name: str, tasks: list[str], manager, config: ConfigDict, w
 
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
-    """{"acc": ..., "acc_stderr": ...} of "acc,none" and the like."""
-    plain = {key.partition(",")[0]: value for key, value in found.items()}
+    """{"acc": ..., "acc_stderr": ...} of "acc,none" and the like; of other filters "acc,FILTER"."""
+    plain = {key.removesuffix(",none"): value for key, value in found.items()}
     return {key: float(value) for key, value in plain.items() if isinstance(value, int | float) and key != "sample_len"}
 
 

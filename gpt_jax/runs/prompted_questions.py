@@ -18,7 +18,7 @@ from gpt_jax.parallel.runtime import announce
 from gpt_jax.runs.problem import sample
 from gpt_jax.runs.questions import Answers, Asked, Row, batches_of
 from gpt_jax.runs.workdir import cache_folder
-from gpt_jax.tasks.answers import mean_of, score_choices, score_texts
+from gpt_jax.tasks.answers import mean_of, require_packages, score_choices, score_texts
 from gpt_jax.tasks.generated import GENERATED, generated_rows
 from gpt_jax.tasks.pairs import encode_pairs
 from gpt_jax.tasks.prompting import PromptedExample, read_prompts
@@ -55,7 +55,7 @@ class PromptedQuestion:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The template's; of choices also accuracy by the other normalisations."""
+        """The template's; `Answers.metrics` of choices also has the accuracy by the other normalisations."""
         return self.template.metrics
 
     @property
@@ -68,7 +68,7 @@ class PromptedQuestion:
         """How, in words."""
         template = self.template
         if template.kind == "free_form":
-            return "greedy continuation"
+            return "greedy continuation" + (", compared exactly" if template.comparison == "exact" else "")
         if template.kind == "cloze":
             return "the word is the greedy continuation"
         words = NORMALISATION_IN_WORDS[template.normalisation].format(template.answer_context)
@@ -95,14 +95,17 @@ class PromptedQuestion:
         """How many batches of `size` texts it takes."""
         if self.template.kind == "free_form":
             return batches_of(self.examples, size)
-        count = sum(len(one.continuations) for one in self.prompted)
-        return batches_of(count, size) * (2 if self.template.normalisation == "answer_context" else 1)
+        pairs = self._pairs  # equal ones are scored once
+        count = batches_of(len(set(pairs)), size)
+        if self.template.normalisation == "answer_context" and self.template.kind != "cloze":
+            count += batches_of(len({continuation for _, continuation in pairs}), size)
+        return count
 
     def answer(self, model: Asked) -> Answers:
         """What `model` says."""
         if self.template.kind == "free_form":
             return self._written(model)
-        pairs = [pair for one in self.prompted for pair in zip(one.contexts, one.continuations, strict=True)]
+        pairs = self._pairs
         values, greedy, tokens = _scored(model, pairs)
         if self.template.kind == "cloze":
             return self._cloze(values, greedy)
@@ -168,7 +171,7 @@ class PromptedQuestion:
         greedy = Sampling(template.max_new_tokens, temperature=0.0)
         texts = model.continuations(prompts, greedy, stop=template.stop)
         texts = [_first_sentences(text, template.sentences).strip() for text in texts]
-        metrics, own = score_texts(template.metrics, self.own, texts)
+        metrics, own = score_texts(template.metrics, self.own, texts, template.comparison)
         rows = [
             {
                 "id": one.id,
@@ -181,6 +184,11 @@ class PromptedQuestion:
             for one, text, score in zip(self.own, texts, own, strict=True)
         ]
         return Answers(metrics, rows, self._facts)
+
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Every candidate of every example."""
+        return [pair for one in self.prompted for pair in zip(one.contexts, one.continuations, strict=True)]
 
     @property
     def _facts(self) -> Row:
@@ -212,6 +220,8 @@ def open_prompted(data: ConfigDict, tokenizer: Tokenizer, context_length: int, s
     """
     own_fields = {name: value for name, value in data.template.items() if value is not None}
     task = with_fields(prompted_tasks()[data.task], own_fields)
+    for layout in task.layouts:
+        require_packages(layout.metrics)
     rows, tables = _tables(task, data, seed)
     questions = []
     for shots in _wanted_shots(data):
@@ -223,10 +233,11 @@ def open_prompted(data: ConfigDict, tokenizer: Tokenizer, context_length: int, s
             )
         numbers = sample(list(range(len(asked))), data.max_test)
         own = [asked[number] for number in numbers]
+        asked_in_pool = template.shots_from == "test" and "train" not in rows
         pool = []
         if shots:
-            pool = asked if template.shots_from == "test" else _train_prompts(rows, task, template, data)
-        solved = _solved(pool, numbers, shots, template, seed, task.name)
+            pool = asked if asked_in_pool else _train_prompts(rows, task)
+        solved = _solved(pool, numbers, shots, asked_in_pool, seed, task.name)
         room = Room(task.name, own, template, tokenizer, context_length)
         solved = room.as_many_as_fit(solved) if shots == "most" else solved
         prefixes, used = room.prefixes(solved), np.array([len(each) for each in solved])
@@ -242,10 +253,9 @@ def open_prompted(data: ConfigDict, tokenizer: Tokenizer, context_length: int, s
 
 
 def _solved(
-    pool: list[PromptedExample], numbers: list[int], shots: int | str, template: Template, seed: int, task: str
+    pool: list[PromptedExample], numbers: list[int], shots: int | str, asked_in_pool: bool, seed: int, task: str
 ) -> list[list[str]]:
     """The solved examples of each asked one. UserError: there are not as many."""
-    asked_in_pool = template.shots_from == "test"
     there = len(pool) - asked_in_pool
     if shots != 0 and there < (1 if shots == "most" else shots):
         raise UserError(f"data.shots={shots}: {task} has {there} examples to draw from. Ask for fewer, or name others.")
@@ -297,9 +307,7 @@ def _generated(name: str, data: ConfigDict, seed: int) -> tuple[dict[str, list],
     return rows, {split: digest([row.fields for row in own]) for split, own in rows.items()}
 
 
-def _train_prompts(
-    rows: dict[str, list], task: PromptedTask, template: Template, data: ConfigDict
-) -> list[PromptedExample]:
+def _train_prompts(rows: dict[str, list], task: PromptedTask) -> list[PromptedExample]:
     if "train" not in rows:
         raise UserError(
             f"data.train is missing: {task.name} takes its solved examples from there. Name the training split, "

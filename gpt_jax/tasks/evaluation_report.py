@@ -144,7 +144,8 @@ def _number(value: int | None) -> str:
 def _worst(path: Path) -> list[str]:
     """Of each task those whose right answer was furthest from being given."""
     by_task: dict[str, list[Row]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    content = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in content.split("\n")[:-1]:  # a string may hold U+2028, at which str.splitlines would cut
         row = json.loads(line)
         if row.get("right") is False and row.get("margin") is not None:
             shots = f", {row['shots']}-shot" if "shots" in row else ""

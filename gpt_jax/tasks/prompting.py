@@ -1,7 +1,9 @@
 """Rows of a table to prompts: the template filled in, with solved examples before it where some are asked for."""
 
 import dataclasses
+import math
 import re
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,14 +109,15 @@ class _Filled:
         return self.fields[column]
 
     def text(self, template: str, what: str) -> str:
-        """`template` filled in. UserError: nothing but space comes of it."""
-        names = [name for name in re.findall(r"\{(\w+)", template)]
-        text = template.format(**{name: str(self.value(name)).strip() for name in names})
-        if not text.strip():
-            raise UserError(
-                f"{self.place}: the {what} is empty ({template!r} of {self.task}). Correct or delete the row."
-            )
-        return text
+        """`template` filled in. UserError: a column of it is empty."""
+        values = {name: self.value(name) for _, name, _, _ in string.Formatter().parse(template) if name}
+        for name, value in values.items():
+            if value is None or not str(value).strip() or isinstance(value, float) and math.isnan(value):
+                raise UserError(
+                    f"{self.place}: the {what} is empty: {value!r} stands in the column {name!r} of {template!r} "
+                    f"({self.task}). Correct or delete the row."
+                )
+        return template.format(**{name: str(value).strip() for name, value in values.items()})
 
     def texts(self, templates: Sequence[str], what: str) -> tuple[str, ...]:
         """Each filled in; one that is a column alone may be a list, whose texts they then are."""
@@ -123,7 +126,7 @@ class _Filled:
             lone = _LONE_COLUMN.match(template)
             value = self.value(lone[1]) if lone else None
             if isinstance(value, list | tuple):
-                found += [_Filled({"x": item}, self.place, self.task).text("{x}", what) for item in value]
+                found += [_Filled({lone[1]: item}, self.place, self.task).text(template, what) for item in value]
             else:
                 found.append(self.text(template, what))
         return tuple(found)
@@ -143,6 +146,8 @@ def _example(own: _Filled, template: Template, id: str) -> PromptedExample:
         return PromptedExample((context,), (continuation,), (), (), context + continuation, id, own.place, group)
     if template.kind == "partial_evaluation":
         contexts = own.texts(template.options, "option")
+        # A published row may say itself what stands between: nothing in "Ann's".
+        template = dataclasses.replace(template, separator=own.fields.get("_separator", template.separator))
         continuations = (_joined(own.text(template.continuation, "continuation"), template),) * len(contexts)
         names = contexts
     else:
@@ -160,10 +165,10 @@ def _joined(text: str, template: Template) -> str:
     return text if text.startswith(_NO_SPACE_BEFORE) else template.separator + text
 
 
-def _gold(own: _Filled, template: Template, names: Sequence[str]) -> tuple[int, ...]:
+def _gold(own: _Filled, template: Template, names: tuple[str, ...]) -> tuple[int, ...]:
     """Which choices are right."""
     value = own.value(template.gold)
-    found = [_number_of(one, template, names) for one in (value if isinstance(value, list | tuple) else [value])]
+    found = [_number_of(one, own, template, names) for one in (value if isinstance(value, list | tuple) else [value])]
     if not found or None in found or not all(0 <= number < len(names) for number in found):
         known = f"one of {', '.join(template.labels)}" if template.labels else f"0 to {len(names) - 1}, or a choice"
         raise UserError(
@@ -173,14 +178,23 @@ def _gold(own: _Filled, template: Template, names: Sequence[str]) -> tuple[int, 
     return tuple(found)
 
 
-def _number_of(value: Any, template: Template, names: Sequence[str]) -> int | None:
-    text = str(value).strip()
-    if text in template.labels:
-        return template.labels.index(text)
-    if isinstance(value, bool | int):
-        return int(value)
-    if text in ("True", "False", "true", "false") and text not in names:
-        return int(text in ("True", "true"))
-    if text.isdigit():
-        return int(text)
-    return list(names).index(text) if text in names else None
+def _number_of(value: Any, own: _Filled, template: Template, names: tuple[str, ...]) -> int | None:
+    """Which choice `value` means: by its label, its number or its text. UserError: it may be either of two."""
+    text, labels = str(value).strip(), [str(label) for label in template.labels]
+    if text in labels:
+        return labels.index(text)
+    by_text = names.index(text) if text in names else None
+    by_number = None
+    if isinstance(value, bool | int) or text.isdecimal():
+        by_number = int(value)
+    elif text in ("True", "False", "true", "false") and by_text is None:
+        by_number = int(text in ("True", "true"))
+    if by_text is None or by_number is None:
+        return by_number if by_text is None else by_text
+    if 0 <= by_number < len(names) and by_number != by_text:
+        raise UserError(
+            f"{own.place}: {template.gold}={value!r} is the number of one of the choices {names!r}, "
+            "counted from 0, and the text of another. Say what it means by data.template.labels: what that column "
+            f"calls the first choice, the second ...; where it is a number, {tuple(map(str, range(len(names))))}."
+        )
+    return by_text

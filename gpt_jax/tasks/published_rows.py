@@ -61,7 +61,7 @@ def _winograd(row: Fields) -> Iterator[dict[str, Any]]:
             candidate = f"{first.lower()} {rest}"
         return before + candidate + ("'s" if pronoun.lower() in ("my", "his", "her", "its", "our", "their") else "")
 
-    yield {"options": [in_place(o) for o in row["options"]], "continuation": after.strip(), "label": row["label"]}
+    yield {"options": [in_place(o) for o in row["options"]], "label": row["label"]} | _rest(after)
 
 
 def _winogrande(row: Fields) -> Iterator[dict[str, Any]]:
@@ -69,7 +69,12 @@ def _winogrande(row: Fields) -> Iterator[dict[str, Any]]:
     if not blank:
         raise ValueError("no _ in the sentence")
     options = [before + row["option1"], before + row["option2"]]
-    yield {"options": options, "continuation": after.strip(), "answer": row["answer"]}
+    yield {"options": options, "answer": row["answer"]} | _rest(after)
+
+
+def _rest(after: str) -> dict[str, str]:
+    """What follows a pronoun or a blank, close to it or not as the row has it: "Ann's wallet", "Ann was tall"."""
+    return {"continuation": after.strip(), "_separator": " " if after[:1].isspace() else ""}
 
 
 def _cbt(row: Fields) -> Iterator[dict[str, Any]]:
@@ -78,7 +83,7 @@ def _cbt(row: Fields) -> Iterator[dict[str, Any]]:
     if not blank:
         raise ValueError("no XXXXX in the question")
     context = penn_treebank(" ".join([*row["sentences"], before.strip()]))
-    endings = [penn_treebank(f"{option} {after.strip()}") for option in row["options"]]
+    endings = [penn_treebank(f"{option.strip()} {after.strip()}") for option in row["options"]]
     yield {"context": context, "endings": endings, "gold": list(row["options"]).index(row["answer"])}
 
 

@@ -16,6 +16,7 @@ from gpt_jax.errors import UserError, did_you_mean
 
 Kind = Literal["multiple_choice", "partial_evaluation", "cloze", "free_form"]
 Normalisation = Literal["none", "token", "character", "answer_context"]
+Comparison = Literal["normalised", "exact"]
 
 # What each kind cannot do without.
 NEEDED = {
@@ -31,6 +32,7 @@ METRICS = {
     "free_form": ("exact_match", "f1", "bleu", "rouge1", "rouge2", "rougeL"),
 }
 NORMALISATIONS = ("none", "token", "character", "answer_context")
+COMPARISONS = ("normalised", "exact")
 _FILE = Path(__file__).with_name("templates.toml")
 _STRUCTURE = ("like", "layouts", "few_shot")  # fields of the file that shape templates, and are in none
 
@@ -49,8 +51,11 @@ class Template:
     description: what stands before everything.
     separator: between a context and what follows it; none before a point, comma ...
     delimiter: between the examples of a prompt.
-    shots_from: which rows solved examples are drawn from, "train" or "test": of the asked table all but the asked row.
+    shots_from: where solved examples are drawn from if data.train is not given: "train": it must be; "test": of the
+        asked table all but the asked row.
     stop, max_new_tokens, sentences: where what a model writes ends; `sentences`: only so many of its first ones.
+    comparison: of what is written with the answers. normalised: without case, punctuation and articles, as SQuAD has
+        it; exact: as they stand but for spaces around them, where a sign counts (-12).
     metrics: the first is the one that reports show.
     group: the column of what belongs together, for group_exact_match.
     rows: what turns published rows into these columns; see `gpt_jax.tasks.published_rows`.
@@ -73,6 +78,7 @@ class Template:
     stop: tuple[str, ...] = ("\n",)
     max_new_tokens: int = 32
     sentences: int = 0
+    comparison: Comparison = "normalised"
     metrics: tuple[str, ...] = ("accuracy",)
     group: str = ""
     rows: str = ""
@@ -158,6 +164,7 @@ def _check(template: Template, where: str) -> None:
         ("kind", template.kind, tuple(NEEDED)),
         ("normalisation", template.normalisation, NORMALISATIONS),
         ("shots_from", template.shots_from, ("train", "test")),
+        ("comparison", template.comparison, COMPARISONS),
     ):
         if value not in known:
             raise UserError(

@@ -13,6 +13,7 @@ from small_models import write_model
 import gpt_jax
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.main import main
+from gpt_jax.runs.harness import _numbers as numbers
 from gpt_jax.runs.harness import sampling_of
 
 
@@ -113,6 +114,27 @@ def test_shots_stand_before_the_question_and_of_one_table_never_the_asked_one(lm
         np.testing.assert_allclose(row["log_probabilities"], expected, atol=1e-4)
 
 
+def test_shots_come_from_the_training_table_wherever_it_is_given(lm, model, tables, tmp_path):
+    fields = {"data.test": write_rows(tmp_path / "test.jsonl", SCHEMAS[:2])}
+    fields["data.train"] = write_rows(tmp_path / "train.jsonl", SCHEMAS[2:3])
+    assert evaluate(tmp_path / "run", f"winograd,shots=1,model={model}", **fields) == 0
+    solved = f"{SCHEMAS[2]['context_options'][SCHEMAS[2]['gold']]} ran.\n"
+    [row, _] = rows_of(tmp_path / "run" / "predictions.jsonl")
+    expected = [log_probability(lm, solved + option, " ran.")[0] for option in SCHEMAS[0]["context_options"]]
+    np.testing.assert_allclose(row["log_probabilities"], expected, atol=1e-4)
+
+
+def test_an_evaluation_that_is_started_again_gives_the_same(model, tmp_path, capsys):
+    rows = [row | {"query": f"{row['query']}\u2028x"} for row in CHOICES]
+    fields = {"data.test": write_rows(tmp_path / "own.jsonl", rows)}
+    scores = []
+    for _ in range(2):
+        assert evaluate(tmp_path / "run", f"copa,shots=0,model={model},batch=4", **fields) == 0
+        scores.append((tmp_path / "run" / "scores.json").read_text())
+    assert scores[0] == scores[1]
+    assert "step 5/5" in capsys.readouterr().err  # 17 candidates, 4 at a time: the progress ends at its end
+
+
 def test_the_curve_over_shots_stands_in_table_and_picture(model, tables, tmp_path):
     fields = {f"data.{task}.test": tables[task] for task in ("copa", "winograd")}
     fields |= {"data.copa.train": tables["copa"]}
@@ -123,7 +145,7 @@ def test_the_curve_over_shots_stands_in_table_and_picture(model, tables, tmp_pat
         f"{task}/test/{shots}-shot" for task in ("copa", "winograd") for shots in (0, 1, 2)
     }
     report = (tmp_path / "run" / "report.md").read_text()
-    assert "copa, 2-shot (accuracy)" in report and "shots.png" in report and "GPT-2 1542M" in report
+    assert "copa, 2-shot (accuracy)" in report and "shots.png" in report and "GPT-2 1558M" in report
     assert (tmp_path / "run" / "shots.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -276,6 +298,24 @@ def test_the_standard_harness_says_what_we_say(lm, model, tables, harness_tasks,
     assert json.loads(results.read_text())["results"]["chosen"]["acc,none"] == scores["chosen"]["acc"]
 
 
+def test_a_filter_of_the_harness_keeps_its_name_unless_it_is_none():
+    found = {"acc,none": 0.5, "acc_stderr,none": 0.1, "em,strict": 0.2, "em,flexible": 0.4, "alias": "x", "n,none": 3}
+    assert numbers(found) == {"acc": 0.5, "acc_stderr": 0.1, "em,strict": 0.2, "em,flexible": 0.4, "n": 3.0}
+
+
+def test_the_harness_says_what_it_cuts_and_leaves_out_and_keeps_to_its_config(model, harness_tasks, tmp_path, capsys):
+    pytest.importorskip("lm_eval")
+    path = harness_tasks / "written.yaml"
+    text = path.read_text().replace("name=", "").replace("max_gen_toks: 6", "max_gen_toks: 90, num_beams: 4")
+    (tmp_path / "beams.yaml").write_text(text.replace("task: written", "task: beams"))
+    argument = f"lm-eval,tasks=beams,include_path={tmp_path},model={model}"
+    assert evaluate(tmp_path / "run", argument) == 0
+    said = capsys.readouterr()
+    assert "{'num_beams': 4}" in said.out + said.err and "of 3 texts the first tokens are cut" in said.out + said.err
+    assert evaluate(tmp_path / "run", argument, **{"data.max_test": 1}) == 2
+    assert "another config" in capsys.readouterr().err
+
+
 def test_the_harness_samples_only_if_a_task_says_so():
     assert sampling_of({"max_gen_toks": 5}, 96) == Sampling(5, temperature=0.0)
     assert sampling_of({"do_sample": False, "temperature": 0.7}, 96) == Sampling(95, temperature=0.0)
@@ -306,6 +346,9 @@ def test_the_harness_samples_only_if_a_task_says_so():
         ("questions,shots=0", {"data.test": "QUESTIONS", "data.template.max_new_tokens": 96}, ["no room", "of 96"]),
         ("copa,shots=0,source=x", {}, ["source=", "text"]),
         ("text", {}, ["data.source is missing"]),
+        ("text,source=file:PLAIN_TEXT,shots=3", {}, ["shots=", "prompted tasks"]),
+        ("lm-eval,tasks=chosen,include_path=YAML,shots=most", {}, ["shots=most", "one number"]),
+        ("lm-eval,tasks=chosen,include_path=YAML,shots=0+1", {}, ["shots=0+1", "one number"]),
         ("text,source=file:LATIN_TEXT", {}, ["not utf-8", "0xE9"]),
         ("text,source=file:BLANK_TEXT", {}, ["no text in it"]),
         ("text,source=file:PLAIN_TEXT,length=16,stride=16", {}, ["data.stride=16", "less than the length"]),

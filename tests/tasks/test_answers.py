@@ -1,12 +1,16 @@
 """Free-form answers are compared as SQuAD compares them; means come with their standard errors."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_jax.tasks.answers import exact_match, mean_of, score_choices, score_texts, word_f1
+from gpt_jax.errors import UserError
+from gpt_jax.tasks.answers import exact_match, mean_of, require_packages, score_choices, score_texts, word_f1
 from gpt_jax.tasks.prompting import PromptedExample
+from gpt_jax.tasks.templates import prompted_tasks
 
 
 def example(answers=(), gold=(0,), group="", choices=2):
@@ -32,6 +36,23 @@ def test_answers_are_normalised_before_they_are_compared(prediction, answer, exa
 def test_f1_is_symmetric_and_one_for_the_same_text(first, second):
     assert word_f1(first, first) == 1
     assert 0 <= word_f1(first, second) == word_f1(second, first) <= 1
+
+
+def test_an_exact_comparison_sees_signs_and_case_but_no_space_around():
+    assert exact_match("12", "-12") == 1  # as SQuAD compares
+    assert exact_match("12", "-12", "exact") == 0 and exact_match(" -12\n", "-12", "exact") == 1
+    scores, _ = score_texts(("exact_match", "f1"), [example(["-12"])], ["12"], "exact")
+    assert scores["exact_match"] == scores["f1"] == 0
+    for name, task in prompted_tasks().items():
+        generated = name.startswith(("arithmetic-", "words-"))
+        assert {layout.comparison for layout in task.layouts} == {"exact" if generated else "normalised"}
+
+
+def test_a_metric_whose_package_is_missing_is_one_message(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    require_packages(("exact_match", "f1"))
+    with pytest.raises(UserError, match="lm-eval"):
+        require_packages(("f1", "bleu"))
 
 
 def test_of_several_answers_the_best_counts():

@@ -129,6 +129,11 @@ def test_an_own_template_needs_nothing_but_its_columns():
         ("piqa", {"goal": "a", "sol1": "b", "sol2": "c", "label": 2}, {}, ["label=2", "0 to 1"]),
         ("race", {"article": "a", "question": "b", "options": ["c", "d"], "answer": "E"}, {}, ["'E'", "A, B, C, D"]),
         ("own", {"query": "a", "choices": ["b"], "gold": 0}, {}, ["1 choices"]),
+        ("own", {"query": "a", "choices": ["2", "1", "0"], "gold": "2"}, {}, ["gold='2'", "labels", "line 1"]),
+        ("own", {"query": "a", "choices": ["b", None], "gold": 0}, {}, ["choice is empty", "None", "line 1"]),
+        ("own", {"query": None, "choices": ["b", "c"], "gold": 0}, {}, ["context is empty", "'query'", "line 1"]),
+        ("questions", {"question": float("nan"), "answers": ["b"]}, {}, ["context is empty", "nan", "'question'"]),
+        ("questions", {"question": "a", "answers": [""]}, {}, ["answer is empty", "line 1"]),
         ("piqa", {}, {"contxt": "a"}, ["data.template.contxt", "Did you mean 'context'?"]),
         ("piqa", {}, {"kind": "choices"}, ["kind='choices'", "multiple_choice"]),
         ("piqa", {}, {"kind": "cloze"}, ["cloze template needs context and continuation"]),
@@ -142,6 +147,26 @@ def test_what_is_wrong_is_one_message(task, fields, own, words):
     with pytest.raises(UserError) as error:
         prompt(task, fields, **own)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_gold_in_digits_is_read_as_its_labels_say_or_as_the_one_thing_that_it_can_be():
+    fields = {"query": "1 + 1 is", "choices": ["2", "1", "0"]}
+    assert prompt("own", fields | {"gold": "2"}, labels=("0", "1", "2")).gold == (2,)
+    assert prompt("own", fields | {"gold": "1"}).gold == (1,)  # both say the same
+    assert prompt("own", {"query": "q", "choices": ["3", "5"], "gold": "3"}).gold == (0,)
+
+
+def test_braces_that_are_meant_are_no_columns():
+    assert prompt("own", {"query": "q", "choices": ["a", "b"], "gold": 0}, context="{{set}} {query}").contexts[0] == (
+        "{set} q"
+    )
+
+
+def test_what_stands_close_to_a_pronoun_stays_close():
+    fields = {"sentence": "Eve took _'s wallet.", "option1": "Ann", "option2": "Bea", "answer": "1"}
+    assert prompt("winogrande", fields).solved == "Eve took Ann's wallet."
+    fields = {"text": "Ann saw her-self.", "pronoun": "her", "pronoun_loc": 8, "options": ["Ann", "Eve"], "label": 0}
+    assert prompt("winograd", fields).continuations == ("-self.",) * 2
 
 
 def test_fewer_shots_are_the_first_of_more_and_never_the_asked_row():
