@@ -1,11 +1,12 @@
 """The web application: OpenAI's routes and the chat page, in front of an engine that answers in a thread."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,9 @@ from gpt_jax.text.tokenizer import Tokenizer
 
 PAGE = Path(__file__).with_name("page.html")
 # The page is one file that loads nothing from anywhere; what a model writes cannot change that.
-PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
 COMPLETION_TOKENS = 16  # where a completion does not say how many; OpenAI's own number
 BODY_SECONDS = 30.0
 STOPPING = ApiError("the server is stopping.", status=503, code="stopping")
@@ -194,8 +197,9 @@ class _Handlers:
             text = prompt if isinstance(prompt, str) else self._served.tokenizer.decode(own)
             tokens: list[Token] = []
             if asked.likeliest is not None:
-                score = self._engine.call(lambda own=own: self._served.score(own, asked.likeliest))
-                tokens = await _unless_gone(request, asyncio.wrap_future(score))
+                with _refusals():
+                    score = self._engine.call(lambda own=own: self._served.score(own, asked.likeliest))
+                    tokens = await _unless_gone(request, asyncio.wrap_future(score))
             pieces += [Piece(text, tokens, 0, finished)] * asked.n
         return pieces
 
@@ -237,6 +241,17 @@ class _Handlers:
         return bytes(body)
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What the engine's thread cannot take now, as the client is told."""
+    try:
+        yield
+    except Overloaded:
+        raise ApiError("too many requests are waiting; try again soon.", status=503, code="overloaded") from None
+    except Stopping:
+        raise STOPPING from None
+
+
 class _Pieces:
     """The pieces of some jobs as they come; on leaving the block, those that are not finished are given up."""
 
@@ -251,12 +266,8 @@ class _Pieces:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
 
-        try:
+        with _refusals():
             self._running = engine.submit(jobs, deliver)
-        except Overloaded:
-            raise ApiError("too many requests are waiting; try again soon.", status=503, code="overloaded") from None
-        except Stopping:
-            raise STOPPING from None
 
     def __enter__(self) -> "_Pieces":
         return self
@@ -271,7 +282,8 @@ class _Pieces:
         while self._left:
             index, piece = await self._queue.get()
             if isinstance(piece, Exception):
-                raise STOPPING if isinstance(piece, Stopping) else piece
+                with _refusals():
+                    raise piece
             self._left -= piece.finished is not None
             yield index, piece
 
@@ -299,8 +311,10 @@ async def _events(answer: Answer, pieces: _Pieces, usage: bool) -> AsyncIterator
         if usage:
             yield _event(answer.chunk([], usage=answer.usage()))
         yield "data: [DONE]\n\n"
-    except (ApiError, UserError, RuntimeError) as error:  # the status has been sent long ago
+    except Exception as error:  # the status has been sent long ago
         yield _event(error_object(error))
+        if not isinstance(error, ApiError | UserError):
+            raise  # for the log
 
 
 def _event(content: dict[str, Any]) -> str:

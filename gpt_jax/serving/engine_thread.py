@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from gpt_jax.errors import UserError
 from gpt_jax.inference.engine import Engine, Event
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.inference.streaming import TextStream
@@ -108,7 +107,7 @@ class EngineThread:
     """Owns an engine, which knows no threads.
 
     Attributes:
-      most: how many jobs may be unfinished at a time: those in a slot and those that wait for one.
+      most: how many jobs and calls may be unfinished at a time: those at work and those that wait.
       failure: the exception that ended the thread; None: it is well. `on_failure` is called in the thread then.
     """
 
@@ -119,6 +118,7 @@ class EngineThread:
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._running: dict[int, Running] = {}  # by the engine's numbers
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -140,7 +140,7 @@ class EngineThread:
 
     @property
     def unfinished(self) -> int:
-        """How many jobs run or wait."""
+        """How many jobs and calls run or wait."""
         return self._unfinished
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[Running]:
@@ -154,11 +154,7 @@ class EngineThread:
           Overloaded: there is no room for them now. Stopping; RuntimeError: the engine has failed.
         """
         running = [Running(job, index, deliver, Transcript(self._tokenizer, job)) for index, job in enumerate(jobs)]
-        with self._lock:
-            if self._unfinished + len(jobs) > self.most:
-                raise Overloaded
-            self._command(lambda: self._admit(running))
-            self._unfinished += len(jobs)
+        self._command(lambda: self._admit(running), len(jobs))
         return running
 
     def cancel(self, jobs: Iterable[Running]) -> None:
@@ -167,25 +163,25 @@ class EngineThread:
         self._commands.put(lambda: self._drop(jobs))
 
     def call(self, function: Callable[[], Any]) -> Future:
-        """Runs `function` between two steps."""
+        """Runs `function` between two steps, where no other call runs; the future may be cancelled until then.
+
+        Raises:
+          Overloaded, Stopping, RuntimeError: as `submit`.
+        """
         future: Future = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except Exception as error:  # it is the caller's
-                    future.set_exception(error)
-
-        with self._lock:
-            self._command(run)
+        future.add_done_callback(self._free)  # before those of the caller, who may come back for the place at once
+        self._command(lambda: self._calls.append((function, future)), 1)
         return future
 
-    def _command(self, command: Callable[[], None]) -> None:
+    def _command(self, command: Callable[[], None], places: int) -> None:
         """Under the lock: after a failure no command comes that nobody would hear."""
-        if self.failure is not None or self._dismissed:
-            raise self._refusal()
-        self._commands.put(command)
+        with self._lock:
+            if self.failure is not None or self._dismissed:
+                raise self._refusal()
+            if self._unfinished + places > self.most:
+                raise Overloaded
+            self._commands.put(command)
+            self._unfinished += places
 
     def _refusal(self) -> Exception:
         if self.failure is not None:
@@ -197,7 +193,8 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._obey(wait=not self._engine.busy)
+                self._obey(wait=not (self._engine.busy or self._calls))
+                self._call_one()
                 for event in self._engine.step():
                     self._take(event)
         except BaseException as error:
@@ -205,6 +202,8 @@ class EngineThread:
                 self.failure = error
             self._admit([*self._running.values()])
             self._obey(wait=False)
+            while self._calls:
+                self._call_one()
             self.on_failure()
 
     def _obey(self, *, wait: bool) -> None:
@@ -217,6 +216,20 @@ class EngineThread:
             command()
             wait = False
 
+    def _call_one(self) -> None:
+        """Runs the first of the calls that somebody still waits for."""
+        while self._calls:
+            function, future = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if self.failure is not None or self._dismissed:
+                    raise self._refusal()
+                future.set_result(function())
+            except Exception as error:  # it is the caller's
+                future.set_exception(error)
+            return
+
     def _admit(self, jobs: list[Running]) -> None:
         for running in jobs:
             if self.failure is not None or self._dismissed:
@@ -225,7 +238,7 @@ class EngineThread:
             try:
                 job = running.job
                 running.request = self._engine.submit(job.prompt_ids, job.sampling, job.sample)
-            except UserError as error:
+            except Exception as error:  # whatever it is, it is this job's alone
                 self._finish(running, error)
             else:
                 self._running[running.request] = running
@@ -255,6 +268,9 @@ class EngineThread:
     def _release(self, running: Running) -> None:
         if running.request is not None:
             self._running.pop(running.request, None)
+        self._free()
+
+    def _free(self, *_: Future) -> None:
         with self._lock:
             self._unfinished -= 1
 

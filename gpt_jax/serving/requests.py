@@ -41,7 +41,7 @@ class _Part(BaseModel):
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    role: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part]
     name: str | None = None
 
@@ -63,7 +63,7 @@ class _Request(BaseModel):
     max_tokens: int | None = Field(None, ge=0)
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
     n: int = Field(1, ge=1)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from concurrent.futures import Future
+from threading import Event, Thread
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,7 @@ def test_a_stop_text_is_not_shown(client):
         ({"model": "gpt-4"}, "model", "This server has 'tiny'"),
         ({"model": None}, "model", "missing"),
         ({"seed": 2**70}, "seed", "less than"),
+        ({"top_k": 3_000_000_000}, "top_k", "less than"),
     ],
 )
 def test_what_does_not_fit_is_named(client, fields, param, words):
@@ -200,7 +202,11 @@ def test_what_does_not_fit_is_named(client, fields, param, words):
         ({"messages": [{"role": "user"}]}, "messages.0.content: missing"),
         ({"messages": [{"role": "user", "content": "x", "\ud800": 1}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": "x", "y": 1}]}, "messages.0.y"),
-        ({"messages": [{"role": "", "content": "x"}]}, "at least 1 character"),
+        (
+            {"messages": [{"role": "", "content": "x"}]},
+            "should be 'system', 'developer', 'user', 'assistant' or 'tool'",
+        ),
+        ({"messages": [{"role": "usr", "content": "x"}]}, 'messages.0.role="usr"'),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "a" * 300}]}, "Shorten the prompt"),
         ({"top_logprobs": 2}, "without logprobs"),
@@ -302,16 +308,39 @@ def test_when_no_more_may_wait_clients_are_told_to_come_again():
     client.thread.stop()
 
 
-def asyncio_thread(client, path, body, gone):
-    import threading
+def test_echoes_with_log_probabilities_wait_in_the_same_queue():
+    go_on = Event()
+    client = Client(most=2, score=lambda ids, n: go_on.wait(300) and [Token(ids[0], None)])
+    echo = complete(echo=True, logprobs=0, max_tokens=0)
+    waiting = [asyncio_thread(client, COMPLETIONS, echo, None) for _ in range(2)]
+    until(lambda: client.thread.unfinished == 2)
+    status, answer = client.ask(COMPLETIONS, echo)
+    assert status == 503 and answer["error"]["code"] == "overloaded"
+    go_on.set()
+    for thread in waiting:
+        thread.join(30)
+    assert client.ask(COMPLETIONS, echo)[0] == 200
+    client.thread.stop()
 
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_over_one_request_is_an_error_of_that_one_alone(stream, monkeypatch):
+    client = Client()
+    with monkeypatch.context() as patch, pytest.raises(OverflowError):  # told to the client, and raised for the log
+        patch.setattr(client.engine, "submit", lambda *_: int(float("inf")))
+        client.ask(CHAT, chat(stream=stream))
+    assert client.ask(CHAT, chat())[0] == 200 and client.ask("/health")[0] == 200
+    client.thread.stop()
+
+
+def asyncio_thread(client, path, body, gone):
     def ask():
         try:
             client.ask(path, body, hang_up=gone)
         except json.JSONDecodeError:
             pass
 
-    thread = threading.Thread(target=ask)
+    thread = Thread(target=ask)
     thread.start()
     return thread
 

@@ -119,6 +119,57 @@ def test_what_the_engine_refuses_is_delivered(thread):
     assert thread.unfinished == 0
 
 
+def test_any_failure_of_the_engine_over_one_job_is_that_jobs_alone(thread, engine, monkeypatch):
+    submit = engine.submit
+
+    def fails_over_x(prompt, *rest):
+        if prompt == [*b"x"]:
+            raise OverflowError("a bug")
+        return submit(prompt, *rest)
+
+    monkeypatch.setattr(engine, "submit", fails_over_x)
+    heard = Heard()
+    thread.submit([job("x", 1), job("a", 1)], heard)
+    delivered = dict(heard.queue.get(timeout=300) for _ in range(2))
+    assert isinstance(delivered[0], OverflowError) and delivered[1].text == "b"
+    assert thread.unfinished == 0 and thread.failure is None
+
+
+def test_calls_take_places_and_a_step_follows_each(thread, engine):
+    order, begun, go_on = [], threading.Event(), threading.Event()
+    first = thread.call(lambda: begun.set() or go_on.wait(300))
+    assert begun.wait(300)
+    thread.submit([job("a", 20)], Heard())
+    given_up, *calls = [thread.call(lambda: order.append("call")) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        thread.call(lambda: None)
+    given_up.cancel()
+    assert thread.unfinished == 3
+    calls.append(thread.call(lambda: order.append("call")))
+    step = engine.step
+    engine.step = lambda: order.append("step") or step()
+    go_on.set()
+    for call in (first, *calls):
+        call.result(300)
+    assert [what for what in order if what == "call"] == ["call"] * 2
+    first, second = (place for place, what in enumerate(order) if what == "call")
+    assert "step" in order[first:second]
+    until(lambda: thread.unfinished == 0)
+
+
+def test_calls_that_wait_when_the_engine_fails_are_told(thread, engine):
+    begun, go_on = threading.Event(), threading.Event()
+    thread.call(lambda: begun.set() or go_on.wait(300))
+    assert begun.wait(300)
+    thread.submit([job("a", 1)], Heard())
+    waiting = [thread.call(lambda: None) for _ in range(2)]
+    engine.broken = True
+    go_on.set()
+    for call in waiting:
+        with pytest.raises(RuntimeError, match="has stopped"):
+            call.result(300)
+
+
 def test_calls_run_between_steps_and_hand_back_what_they_raise(thread):
     assert thread.call(lambda: threading.current_thread().name).result(300) == "engine"
     with pytest.raises(KeyError):
