@@ -68,7 +68,9 @@ class PromptedQuestion:
         """How, in words."""
         template = self.template
         if template.kind == "free_form":
-            return "greedy continuation" + (", compared exactly" if template.comparison == "exact" else "")
+            said = f"best of {template.beams} beams, log-probability / tokens^{template.length_penalty:g}"
+            exactly = ", compared exactly" if template.comparison == "exact" else ""
+            return (said if template.beams else "greedy continuation") + exactly
         if template.kind == "cloze":
             return "the word is the greedy continuation"
         words = NORMALISATION_IN_WORDS[template.normalisation].format(template.answer_context)
@@ -168,8 +170,13 @@ class PromptedQuestion:
     def _written(self, model: Asked) -> Answers:
         template = self.template
         prompts = [one.contexts[0] for one in self.prompted]
-        greedy = Sampling(template.max_new_tokens, temperature=0.0)
-        texts = model.continuations(prompts, greedy, stop=template.stop)
+        if template.beams:
+            texts = model.best_beams(
+                prompts, template.beams, template.max_new_tokens, template.length_penalty, stop=template.stop
+            )
+        else:
+            greedy = Sampling(template.max_new_tokens, temperature=0.0)
+            texts = model.continuations(prompts, greedy, stop=template.stop)
         texts = [_first_sentences(text, template.sentences).strip() for text in texts]
         metrics, own = score_texts(template.metrics, self.own, texts, template.comparison)
         rows = [

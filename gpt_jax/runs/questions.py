@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from gpt_jax.data.example_batches import ExampleSet, evaluation_batches
+from gpt_jax.inference.beam_search import beam_search
 from gpt_jax.inference.continuations import compile_continuation_scorer
 from gpt_jax.inference.engine import Engine
 from gpt_jax.inference.generation import continue_prompts
 from gpt_jax.inference.sampling import Sampling
+from gpt_jax.inference.streaming import text_of
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.runs.pretrained import prompt_ids
@@ -158,16 +160,8 @@ class Asked:
         A prompt that is too long loses its first tokens.
         """
         if self._engine is None:
-            self._engine = Engine(
-                self.params,
-                self.config,
-                self._mesh,
-                vocab_size=self.tokenizer.vocab_size,
-                end_ids=self._end_ids,
-                slots=self._batch_size,
-            )
-        most = self.config.context_length - sampling.max_new_tokens
-        ids = [prompt_ids(self.tokenizer, prompt)[-most:] for prompt in prompts]
+            self._engine = self._new_engine(self._end_ids)
+        ids = self._cut(prompts, sampling.max_new_tokens)
         written, done = [""] * len(prompts), 0
         for piece in continue_prompts(self._engine, self.tokenizer, ids, sampling, stop=stop):
             written[piece.prompt] = piece.so_far.text
@@ -176,6 +170,40 @@ class Asked:
                 if done % self._batch_size == 0 or done == len(prompts):
                     self._on_batch(0.0)
         return written
+
+    def best_beams(
+        self, prompts: Sequence[str], beams: int, max_new_tokens: int, length_penalty: float, *, stop: Sequence[str]
+    ) -> list[str]:
+        """As `continuations`, the best beam of each prompt; see `beam_search`.
+
+        A stop string that is one token ends a beam; a longer one only cuts the text.
+        """
+        encoded = [self.tokenizer.encode(text).tolist() for text in stop]
+        ends = [ids[0] for ids in encoded if len(ids) == 1]
+        engine = self._new_engine([*self._end_ids, *ends])
+        written = []
+        for number, ids in enumerate(self._cut(prompts, max_new_tokens), 1):
+            best, *_ = beam_search(
+                engine, ids, beams=beams, max_new_tokens=max_new_tokens, length_penalty=length_penalty
+            )
+            written.append(text_of(self.tokenizer, best.ids, ids, stop))
+            if number % self._batch_size == 0 or number == len(prompts):
+                self._on_batch(0.0)
+        return written
+
+    def _new_engine(self, end_ids: Sequence[int]) -> Engine:
+        return Engine(
+            self.params,
+            self.config,
+            self._mesh,
+            vocab_size=self.tokenizer.vocab_size,
+            end_ids=end_ids,
+            slots=self._batch_size,
+        )
+
+    def _cut(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        most = self.config.context_length - max_new_tokens
+        return [prompt_ids(self.tokenizer, prompt)[-most:] for prompt in prompts]
 
 
 def batches_of(count: int, size: int) -> int:

@@ -54,6 +54,8 @@ class Template:
     shots_from: where solved examples are drawn from if data.train is not given: "train": it must be; "test": of the
         asked table all but the asked row.
     stop, max_new_tokens, sentences: where what a model writes ends; `sentences`: only so many of its first ones.
+    beams, length_penalty: 0 beams: the greedy continuation; else the best beam, by its log-probability over its tokens'
+        number to the power of the penalty (GPT-3 §2.4 has 4 beams and 0.6, and does not give its formula).
     comparison: of what is written with the answers. normalised: without case, punctuation and articles, as SQuAD has
         it; exact: as they stand but for spaces around them, where a sign counts (-12).
     metrics: the first is the one that reports show.
@@ -78,6 +80,8 @@ class Template:
     stop: tuple[str, ...] = ("\n",)
     max_new_tokens: int = 32
     sentences: int = 0
+    beams: int = 0
+    length_penalty: float = 1.0
     comparison: Comparison = "normalised"
     metrics: tuple[str, ...] = ("accuracy",)
     group: str = ""
@@ -180,6 +184,8 @@ def _check(template: Template, where: str) -> None:
             )
     if template.kind == "free_form" and (template.max_new_tokens < 1 or "" in template.stop):
         raise UserError(f"{where}: max_new_tokens must be at least 1, and no stop string may be empty.")
+    if template.beams < 0:
+        raise UserError(f"{where}.beams={template.beams}: expected a number from 1 on, or 0 for none.")
     try:
         _ = template.columns
     except ValueError as error:

@@ -190,6 +190,18 @@ def test_what_a_model_writes_ends_at_the_stop_string_and_is_compared(lm, model, 
     }  # fmt: skip
 
 
+def test_what_a_model_writes_may_be_its_best_beam(lm, model, tables, tmp_path):
+    fields = {"data.test": tables["questions"], "data.template.max_new_tokens": 6, "data.template.stop": "('##',)"}
+    fields |= {"data.template.beams": 3, "data.template.length_penalty": 0.6}
+    assert evaluate(tmp_path / "run", f"questions,shots=0,model={model}", **fields) == 0
+    prompts = [f"Q: {row['question']}\nA:" for row in QUESTIONS]
+    written = lm.generate(prompts, max_new_tokens=6, beams=3, length_penalty=0.6, stop=["##"])
+    assert [row["prediction"] for row in rows_of(tmp_path / "run" / "predictions.jsonl")] == [
+        text.strip() for text in written
+    ]
+    assert "best of 3 beams, log-probability / tokens^0.6" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_several_models_stand_in_one_table(model, tables, tmp_path):
     other = write_model(tmp_path / "other", "gpt2-small", context_length=96, key=5)
     fields = {"data.test": tables["copa"]}
