@@ -74,7 +74,12 @@ class Chat:
         self._answers = 0
         self._reserved = min(sampling.max_new_tokens, engine.length // 2)
         if system:
-            model.template.encode([{"role": "system", "content": system}, {"role": "user", "content": "?"}])
+            least = model.template.encode([{"role": "system", "content": system}, {"role": "user", "content": "?"}])
+            if len(least) > (room := engine.length - self._reserved):
+                raise UserError(
+                    f"system: with the shortest message it is {len(least):,} tokens, and there is room for {room:,}. "
+                    "Shorten it, or start with a larger --config.length or a smaller --config.max_new_tokens."
+                )
 
     def answer(self, message: str) -> None:
         """Says `message` and shows what is answered, as it is made."""
@@ -131,6 +136,8 @@ def lines() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print("\n/quit or Ctrl-D leaves.")
+        except UnicodeDecodeError as error:
+            say(f"not sent: what was typed is not UTF-8 text ({error}).")
 
 
 def command(line: str, conversation: Conversation) -> bool:

@@ -81,7 +81,10 @@ def served_model(config: ConfigDict, model: ChatModel, engine: Engine, served: t
 
 
 def warm_up(engine: Engine, model: ChatModel) -> None:
-    """Compiles before the first client waits for it."""
+    """One token for a short prompt: what cannot run at all fails before a client comes.
+
+    Longer texts and more at a time are other shapes; each is compiled when it first comes, and its client waits for it.
+    """
     engine.submit([model.tokenizer.specials.end_of_text], Sampling(max_new_tokens=1))
     while engine.busy:
         engine.step()

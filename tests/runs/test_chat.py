@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,6 +24,7 @@ from chatting import LENGTH, ROOT, arguments, environment, write_chat_model  # n
 
 from gpt_jax.errors import UserError  # noqa: E402
 from gpt_jax.main import main  # noqa: E402
+from gpt_jax.runs.chat import lines  # noqa: E402
 from gpt_jax.runs.pretrained import open_pretrained  # noqa: E402
 from gpt_jax.serving.conversation import Conversation  # noqa: E402
 
@@ -106,6 +108,7 @@ def test_a_stop_text_ends_an_answer(piped):
         ({"stop": "('',)"}, "stop: an empty text"),
         ({"template": "nowhere.jinja"}, "template=nowhere.jinja: no such file"),
         ({"length": 1000}, "length=1000"),
+        ({"system": "x" * LENGTH}, "system: with the shortest message it is"),
         ({"tokenizer.path": "nowhere"}, "nowhere"),
     ],
 )
@@ -113,6 +116,20 @@ def test_what_cannot_be_is_one_message(piped, fields, words):
     code, answers, told = piped("hello", **fields)
     assert (code, answers) == (2, "") and words in told and "Traceback" not in told
     assert told.count("error:") == 1
+
+
+def test_bytes_that_are_no_text_are_told_of_and_the_conversation_goes_on(monkeypatch, capfd):
+    typed = iter([b"a", b"\xff", b"b"])
+
+    def read(prompt):
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line.decode()
+
+    monkeypatch.setattr(sys, "stdin", Mock(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", read)
+    assert list(lines()) == ["a", "b"]
+    assert "not sent: what was typed is not UTF-8 text" in capfd.readouterr().err
 
 
 def test_a_model_without_a_template_is_told_what_to_do(piped, folder):

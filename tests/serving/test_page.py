@@ -27,6 +27,7 @@ def page(browser, server, request):
     page = browser.new_page(color_scheme=request.param, viewport={"width": 480, "height": 720})
     page.set_default_timeout(300_000)  # milliseconds; a busy machine is slow
     page.failures = []
+    page.on("console", lambda said: page.failures.append(said.text) if "Content Security" in said.text else None)
     page.on("pageerror", lambda error: page.failures.append(str(error)))
     page.on("requestfailed", lambda asked: page.failures.append(asked.url) if "completions" not in asked.url else None)
     page.on("request", lambda asked: page.failures.append(asked.url) if server.url not in asked.url else None)
@@ -90,6 +91,15 @@ def test_stop_keeps_what_was_said_and_reset_forgets_it(page, server):
     assert told(page)[0] == ("You", "anew")
 
 
+def test_stop_before_the_first_piece_leaves_no_answer(page):
+    slow(page, "")
+    send(page, "hello")
+    page.get_by_role("button", name="Stop").click()
+    page.locator("#conversation[aria-busy=false]").wait_for()
+    assert told(page) == [] and page.evaluate("messages") == []
+    assert page.get_by_role("textbox", name="Message").input_value() == "hello"
+
+
 def test_what_the_server_refuses_is_told_and_the_message_comes_back(page):
     send(page, "y" * 300)
     page.get_by_role("status").get_by_text("the context holds 256 tokens").wait_for()
@@ -119,9 +129,9 @@ def test_the_page_is_readable_and_can_be_used_without_a_mouse(page, request):
     assert page.evaluate("document.activeElement.id") == "conversation"
 
 
-def slow(page):
-    """Answers "ab" and then nothing, until it is stopped."""
-    chunks = [f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n" for text in "ab"]
+def slow(page, letters="ab"):
+    """Answers these letters and then nothing, until it is stopped."""
+    chunks = [f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n" for text in letters]
     page.evaluate(
         """(chunks) => {
           window.realFetch = window.fetch;
