@@ -232,8 +232,16 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     (rows, columns), fsdp = _table_axes(table_VD.shape, mesh), _mesh_axes(mesh, "embed")
     if not set(columns) & set(fsdp):
         return table_VD[tokens_BT]
-    if columns == fsdp and not rows and tokens_BT.shape[0] % _parts(mesh, _mesh_axes(mesh, "batch")) == 0:
-        return _look_up_columns(table_VD, tokens_BT, mesh)
+    batch_and_time = zip(tokens_BT.shape, ("batch", "time"), strict=True)
+    divided = all(size % _parts(mesh, _mesh_axes(mesh, axis)) == 0 for size, axis in batch_and_time)
+    if columns == fsdp and not rows and divided:
+        return _look_up_columns(len(table_VD), table_VD, tokens_BT)
+    return _exchange_columns(table_VD, tokens_BT)
+
+
+def _exchange_columns(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    mesh = _mesh_in_force()
+    columns, fsdp = _table_axes(table_VD.shape, mesh)[1], _mesh_axes(mesh, "embed")
     x_BTD = table_VD[tokens_BT]
     others = tuple(name for name in columns if name not in fsdp)
     for batch, names in (("group", columns), ("batch", others)):
@@ -242,17 +250,30 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     return x_BTD
 
 
-def _look_up_columns(table_VD: jax.Array, tokens_BT: jax.Array, mesh: jax.sharding.AbstractMesh) -> jax.Array:
-    # The same for a table that fsdp alone divides, said step by step: of its gradient, on 64 devices, XLA would sum the
-    # whole table everywhere.
-    fsdp, tokens_spec = _mesh_axes(mesh, "embed"), _partition_spec(tokens_BT.shape, ("batch", "time"), mesh)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _look_up_columns(vocabulary, table_VD, tokens_BT):
+    """The same where fsdp alone divides the table; its gradient said step by step, since XLA would sum whole tables on
+    64 devices."""
+    return _exchange_columns(table_VD, tokens_BT)
 
-    def on_each(table_VC: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-        tokens_GT = jax.lax.all_gather(tokens_BT, fsdp, tiled=True)  # of the fsdp group
-        return jax.lax.all_to_all(table_VC[tokens_GT], fsdp, split_axis=0, concat_axis=2, tiled=True)
 
-    in_specs, out_specs = (PartitionSpec(None, fsdp), tokens_spec), PartitionSpec(*tokens_spec, None)
-    return jax.shard_map(on_each, in_specs=in_specs, out_specs=out_specs)(table_VD, tokens_BT)
+def _add_to_columns(vocabulary, tokens_BT, gradient_BTD):
+    mesh = _mesh_in_force()
+    fsdp, time = _mesh_axes(mesh, "embed"), _mesh_axes(mesh, "time")
+    group = tuple(name for name in _mesh_axes(mesh, "batch") if name not in fsdp)
+    rows = PartitionSpec(_mesh_axes(mesh, "batch"), time or None)
+
+    def on_each(tokens_BT: jax.Array, gradient_BTD: jax.Array) -> jax.Array:
+        tokens_GT = jax.lax.all_gather(tokens_BT, fsdp, tiled=True)  # of the devices that fsdp joins
+        gradient_GTC = jax.lax.all_to_all(gradient_BTD, fsdp, split_axis=2, concat_axis=0, tiled=True)
+        table_VC = jnp.zeros((vocabulary, gradient_GTC.shape[-1]), gradient_BTD.dtype).at[tokens_GT].add(gradient_GTC)
+        return jax.lax.psum(table_VC, (*group, *time))
+
+    summed = jax.shard_map(on_each, in_specs=(rows, rows), out_specs=PartitionSpec(None, fsdp), check_vma=False)
+    return summed(tokens_BT, gradient_BTD), None
+
+
+_look_up_columns.defvjp(lambda vocabulary, *inputs: (_exchange_columns(*inputs), inputs[1]), _add_to_columns)
 
 
 def vocabulary_rows(table_VD: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.likelihood import next_token_nats, weighted_nats
 from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
-from gpt_jax.parallel.rules import sharding, tree_shardings
+from gpt_jax.parallel.rules import look_up, sharding, tree_shardings
 from gpt_jax.training.checkpoints import Checkpoints, digests
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.state import abstract_state, create_state, initial_state, state_builder
@@ -52,6 +52,27 @@ def test_no_device_holds_all_logits_or_all_of_the_table(sizes):
     assert not re.findall(rf"f32\[\d+,16,(?:{V}|64)\]", text)
     assert not re.findall(rf"f32\[(?:{V}|64),16\]", text)
     assert re.findall(r"f32\[\d+,16,16\]", text)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "sequence": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [8, 5])
+def test_a_look_up_and_its_gradient_are_those_of_one_device(sizes, batch):
+    rng = np.random.default_rng(0)
+    table_VD, tokens_BT = rng.normal(size=(V, 16)), rng.integers(0, V, (batch, 12))
+    weight_BTD = rng.normal(size=(batch, 12, 16)).astype(np.float32)
+    mesh = make_mesh(sizes)
+    placed = jax.device_put(jnp.asarray(table_VD, jnp.float32), sharding(table_VD.shape, ("vocab", "embed"), mesh))
+    with jax.set_mesh(mesh):
+        found, pull_back = jax.jit(lambda table: jax.vjp(lambda table: look_up(table, tokens_BT), table))(placed)
+        (gradient_VD,) = jax.jit(pull_back)(weight_BTD)
+    np.testing.assert_array_equal(found, table_VD[tokens_BT].astype(np.float32))
+    expected_VD = np.zeros((V, 16))
+    np.add.at(expected_VD, tokens_BT, weight_BTD)
+    np.testing.assert_allclose(gradient_VD, expected_VD, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("vocab_size", [V, 64])
