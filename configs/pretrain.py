@@ -12,9 +12,18 @@ steps in 5:05 minutes, 1.7872 bits per byte on the held-out 5% of each book. `la
 minutes beside other work, 1.599 bits per byte; `laptop-lstm` on the same: an hour beside other work, 1.657. The other
 presets are the papers' sizes; nobody has trained them with this code yet.
 
-Compiled for v5e-8 (--plan=v5e-8; 2026-11-22): `gpt1` fits in 2.6 GiB a chip, and would reach an MFU of 53% by the TPU
-compiler's estimate, 60% with model.dropout=0.0, both with optimizer.name=adamw optimizer.clip_norm=1.0; with
-collectives 47% and 52%.
+What fits on which TPU slice with so many sequences a chip (batch= that times the chips): GiB of a chip's memory, and
+the MFU without collectives that the TPU compiler's estimates give; nothing was run (--plan=SLICE; libtpu 0.0.42.1,
+2026-11-22). "-": not compiled. Scanned layers compile in half a minute and are slower than unrolled ones.
+
+    preset       sequences  v5e-8     v5e-16    v5p-8     v6e-8     --config.
+    gpt1         8          2.6 53%   -         -         -         optimizer.name=adamw optimizer.clip_norm=1.0
+    gpt2-small   8          4.7 51%   -         -         -         -
+    gpt2-medium  8          6.8 35%   -         8.3 31%   7.9 16%   model.scan_layers=True model.remat=dots
+    gpt2-large   4          6.8 38%   -         -         -         model.scan_layers=True model.remat=dots
+    gpt2-xl      4          11.1 41%  9.4 40%   -         -         model.scan_layers=True
+    gpt2-xl      4          -         11.0 51%  -         -         mesh.data=2 mesh.fsdp=8
+    gpt3-1.3B    2          8.8 50%   -         -         -         model.scan_layers=True model.remat=dots
 """
 
 import math

@@ -13,7 +13,7 @@ from gpt_jax.main import parse_flags
 from gpt_jax.planning.topologies import TPUS, find_topology
 from gpt_jax.runs import plan
 
-QUICK = {("gpt2-medium", "v5e-8"), ("gpt2-xl", "v6e-8"), ("gpt3-1.3B", "v5p-8")}  # compiled in half a minute each
+QUICK = {("gpt2-medium", "v5e-8"), ("gpt3-1.3B", "v5e-8")}  # compiled in half a minute each
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is missing: pip install -e ".[tpu]"'
 )
@@ -35,7 +35,10 @@ def compiled() -> list:
     """The cells that fit, as parameters of a test."""
     return [
         pytest.param(
-            *cell[:3], cell[4], marks=[] if (cell[0], cell[2]) in QUICK else pytest.mark.slow, id=f"{cell[0]}-{cell[2]}"
+            *cell[:3],
+            cell[4],
+            marks=[] if (cell[0], cell[2]) in QUICK else pytest.mark.slow,
+            id="-".join((cell[0], cell[2], *cell[4])).replace("--config.", ""),
         )
         for cell in table()
         if cell[3] not in ("no", "-")
@@ -44,7 +47,7 @@ def compiled() -> list:
 
 def test_the_table_is_read():
     cells = table()
-    assert len(cells) >= 40 and {cell[2] for cell in cells} == {"v5e-8", "v5e-16", "v5p-8", "v6e-8"}
+    assert len(cells) >= 20 and {cell[2] for cell in cells} == {"v5e-8", "v5e-16", "v5p-8", "v6e-8"}
     assert {cell[0] for cell in cells} <= set(recipes.PRESETS) and {cell[2] for cell in cells} <= set(TPUS)
     assert {(cell[0], cell[2]) for cell in cells if cell[3] not in ("no", "-")} >= QUICK
     assert all(re.fullmatch(r"no|-|\d+\.\d \d\d%", cell[3]) for cell in cells)
