@@ -99,6 +99,7 @@ def tiny_pretraining(folder: Path) -> list[str]:
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
+@pytest.mark.slow
 def test_pretraining_shows_its_loss_and_what_it_writes(execute, tmp_path):
     settings = dict(SOURCE=f"file:{tmp_path / 'text.txt'}", STEPS=10, PROMPTS=["one", "and two"], TOKENS=6)
     cells = execute("pretrain.ipynb", **settings, FLAGS=tiny_pretraining(tmp_path), WORKDIR=str(tmp_path / "run"))
@@ -108,6 +109,7 @@ def test_pretraining_shows_its_loss_and_what_it_writes(execute, tmp_path):
     assert (tmp_path / "run/report.md").exists()
 
 
+@pytest.mark.slow
 def test_fine_tuning_shows_scores_confusion_and_labels_of_new_texts(execute, tmp_path):
     try:
         find_books()
