@@ -106,8 +106,8 @@ def perplexity(options: argparse.Namespace) -> None:
     for first in range(0, ids.shape[1], options.stride):
         end = min(first + options.length, ids.shape[1])
         with torch.no_grad():
-            logits = model(ids[:, first:end]).logits[0, before - first - 1 : -1]
-        nats += torch.nn.functional.cross_entropy(logits, ids[0, before:end], reduction="sum").double().item()
+            logits = model(ids[:, first:end]).logits[0, before - first - 1 : -1].double()
+        nats += torch.nn.functional.cross_entropy(logits, ids[0, before:end], reduction="sum").item()
         before = end
         if end == ids.shape[1]:
             break
