@@ -12,6 +12,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt_jax.disk import digest, disk_errors_explained, write_atomically
 from gpt_jax.errors import UserError
@@ -65,15 +66,19 @@ def _matches(pattern: str, example: str) -> list[Path]:
     return files
 
 
-def blocks(path: Path, start: int = 0) -> Iterator[bytes]:
-    """The decompressed bytes of a file from offset `start` on. UserError: it cannot be opened or decompressed."""
+def blocks(path: Path, start: int = 0, open_file: Callable[[], BinaryIO] | None = None) -> Iterator[bytes]:
+    """The decompressed bytes of a file from offset `start` on. UserError: it cannot be opened or decompressed.
+
+    `open_file` opens it where it is no file of this machine; the suffix of `path` names the compression all the same.
+    """
+    open_file = open_file or (lambda: open(path, "rb"))
     try:
         if path.suffix.lower() not in COMPRESSED:
-            with open(path, "rb") as file:
+            with open_file() as file:
                 file.seek(start)
                 yield from _reads(file)
             return
-        for block in _decompressed(path):
+        for block in _decompressed(path, open_file):
             if start < len(block):
                 yield block[start:]
             start = max(0, start - len(block))
@@ -91,13 +96,13 @@ def _reads(file) -> Iterator[bytes]:
         yield block
 
 
-def _decompressed(path: Path) -> Iterator[bytes]:
-    if path.suffix.lower() == ".zst":
-        with open(path, "rb") as file:
-            yield from _zstandard(file)
-    else:
-        with (gzip.open if path.suffix.lower() == ".gz" else lzma.open)(path, "rb") as file:
-            yield from _reads(file)
+def _decompressed(path: Path, open_file: Callable[[], BinaryIO]) -> Iterator[bytes]:
+    with open_file() as packed:
+        if path.suffix.lower() == ".zst":
+            yield from _zstandard(packed)
+        else:
+            with (gzip.open if path.suffix.lower() == ".gz" else lzma.open)(packed, "rb") as file:
+                yield from _reads(file)
 
 
 def _zstandard(file) -> Iterator[bytes]:

@@ -1,0 +1,199 @@
+"""What a document goes through by itself: before it is compared with all others, and after.
+
+Both runners, the local one and Beam, call these two functions and nothing else of the stages, so they decide alike.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.data.curation import contamination, near_duplicates, quality_classifier
+from gpt_jax.data.curation.cleanup import Cleanup, clean
+from gpt_jax.data.curation.documents import Decision, Document
+from gpt_jax.data.curation.quality_rules import Thresholds, check
+from gpt_jax.data.curation.reading import Parsed
+
+STAGES = ("read", "cleanup", "quality_rules", "quality_classifier", "near_duplicates", "contamination")
+EXCERPT_CHARACTERS = 240
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """The stages that are on, and what each decides by; it travels to every worker.
+
+    Attributes:
+      cleanup, thresholds, classifier, similarity: None leaves the stage out.
+      trusted: sources that neither rules nor classifier filter; they are scored, which decides between duplicates.
+      alpha: of the classifier's keep rule.
+      similarity: the Jaccard similarity from which documents are duplicates.
+      grams: hashed runs of words of the evaluation sets, uint64, sorted; none leaves de-contamination out.
+      common: a gram in more documents than this is common speech, and cuts nothing.
+    """
+
+    seed: int = 0
+    cleanup: Cleanup | None = None
+    thresholds: Thresholds | None = None
+    classifier: quality_classifier.Classifier | None = None
+    trusted: frozenset[str] = frozenset()
+    alpha: float = quality_classifier.ALPHA
+    similarity: float | None = None
+    grams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    common: int = contamination.COMMON
+
+
+@dataclass
+class Record:
+    """A document after the first pass, as the runners carry it; plain values, for JSON.
+
+    Attributes:
+      text: what is left of it; of a dropped document its beginning, for the report.
+      named_by_text: its id is a hash of its text, so another one of that id is a copy.
+      score: of the quality classifier; 0 without one.
+      sizes: (words, bytes) as it was read, and after clean-up.
+      grams: those of the evaluation sets that it holds.
+    """
+
+    id: str
+    source: str
+    place: str
+    text: str
+    named_by_text: bool
+    score: float
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    decisions: list[Decision] = field(default_factory=list)
+    grams: list[int] = field(default_factory=list)
+
+    @property
+    def kept(self) -> bool:
+        """Whether every stage so far kept it."""
+        return all(decision.kept for decision in self.decisions)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Record":
+        """The record that `as_json` wrote."""
+        return cls(**values | {"decisions": [Decision(**decision) for decision in values["decisions"]]})
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A document after the second pass: the texts that go into the training set (several where it was cut)."""
+
+    record: Record
+    texts: list[str]
+
+
+def first_pass(documents: Sequence[Parsed], treatment: Treatment) -> list[Record]:
+    """Clean-up, rules, classifier and a search for grams, in the order of `documents`; each decides by itself."""
+    records = [_cleaned(parsed, treatment) for parsed in documents]
+    if treatment.classifier is not None:
+        kept = [record for record in records if record.kept]
+        for record, score in zip(kept, treatment.classifier.score([record.text for record in kept]), strict=True):
+            record.score = float(score)
+            if record.source not in treatment.trusted:
+                record.decisions.append(
+                    quality_classifier.keep(record.score, record.id, seed=treatment.seed, alpha=treatment.alpha)
+                )
+    for record in records:
+        if not record.kept:
+            record.text = record.text[:EXCERPT_CHARACTERS]
+        elif len(treatment.grams):
+            record.grams = contamination.count(record.text, treatment.grams).tolist()
+    return records
+
+
+def _cleaned(parsed: Parsed, treatment: Treatment) -> Record:
+    document = parsed.document
+    text, decisions = document.text, []
+    if treatment.cleanup is not None:
+        text, decision = clean(text, treatment.cleanup)
+        decisions.append(decision)
+    if not text.strip() and all(decision.kept for decision in decisions):
+        decisions.append(Decision("read" if text == document.text else "cleanup", False, "empty"))
+    filtered = treatment.thresholds is not None and document.source not in treatment.trusted
+    if filtered and all(decision.kept for decision in decisions):
+        decisions.append(check(text, treatment.thresholds))
+    return Record(
+        document.id, document.source, parsed.place, text or document.text, parsed.named_by_text, 0.0,
+        (_size(document.text), _size(text)), decisions,
+    )  # fmt: skip
+
+
+def _size(text: str) -> tuple[int, int]:
+    return len(text.split()), len(text.encode())
+
+
+def second_pass(record: Record, duplicate: Decision | None, grams: np.ndarray) -> Finished:
+    """What comes after the comparison with all others: its verdict, and the cuts around what evaluations hold.
+
+    Args:
+      duplicate: what the search for near-duplicates decided; None where it has nothing to say of this document.
+      grams: those of `Treatment.grams` that are not common.
+    """
+    if not record.kept:
+        return Finished(record, [])
+    if duplicate is not None:
+        record.decisions.append(duplicate)
+        if not duplicate.kept:
+            return Finished(record, [])
+    texts = [record.text]
+    if record.grams and np.isin(np.array(record.grams, np.uint64), grams).any():
+        texts, decision = contamination.cut(record.text, grams)
+        record.decisions.append(decision)
+    return Finished(record, texts if record.kept else [])
+
+
+def output_documents(finished: Finished) -> list[Document]:
+    """What goes into the training set: the document, or its pieces as ID#1, ID#2, ..."""
+    record = finished.record
+    if len(finished.texts) == 1:
+        return [Document(record.id, record.source, finished.texts[0])]
+    return [Document(f"{record.id}#{n}", record.source, text) for n, text in enumerate(finished.texts, 1)]
+
+
+def duplicate_decisions(
+    edges: Sequence[tuple[str, str, float]], candidates: dict[str, tuple[float, int]]
+) -> dict[str, Decision]:
+    """The verdict on every document that has a near-duplicate.
+
+    Args:
+      edges: pairs of ids that are near-duplicates, with their similarity; in any order, and repeated.
+      candidates: id -> (score, characters) of at least all that `edges` name.
+    """
+    nearest: dict[str, tuple[float, str]] = {}
+    for a, b, similarity in edges:
+        for one, other in ((a, b), (b, a)):
+            if one not in nearest or (similarity, nearest[one][1]) > (nearest[one][0], other):
+                nearest[one] = (similarity, other)
+    members: dict[str, list[str]] = {}
+    for name, cluster in near_duplicates.clusters(edges).items():
+        members.setdefault(cluster, []).append(name)
+    decisions = {}
+    for cluster, names in members.items():
+        best = near_duplicates.best([(name, *candidates[name]) for name in sorted(names)])
+        for name in names:
+            similarity, other = nearest[name]
+            numbers = {
+                "cluster": cluster, "documents": len(names), "kept": best, "nearest": other,
+                "similarity": round(similarity, 4),
+            }  # fmt: skip
+            kept = name == best
+            decisions[name] = Decision("near_duplicates", kept, "" if kept else "near_duplicate", numbers)
+    return decisions
+
+
+def shard_of(document_id: str, shards: int) -> int:
+    """Where a document is written: by a hash of its id, so that neither order nor number of workers matters."""
+    digest = hashlib.blake2b(document_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % shards
+
+
+def shingles_of(record: Record) -> np.ndarray:
+    """The set by which a record is compared with others."""
+    return near_duplicates.shingles(record.text)

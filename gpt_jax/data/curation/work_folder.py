@@ -1,0 +1,125 @@
+"""What the local runner leaves behind while it works: folders that are whole or not there, so that it can go on.
+
+work/chunks/000012/   records of a chunk of input after the first pass, and what duplicates are found by
+work/edges/07.npy     near-duplicates that met in band 7
+work/shards/00003/    the finished files of a shard
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt_jax.data.curation import near_duplicates
+from gpt_jax.data.curation.passes import Record, shard_of, shingles_of
+from gpt_jax.data.curation.reading import Skipped
+
+_OPEN_FILES = 256
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` when the block ends well; what is in it is on the disk then."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_unfinished(work: Path) -> None:
+    """Deletes what killed processes left in `work`."""
+    for path in work.glob("*/.*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the parent process reads of a chunk: lists with an entry for each record, and documents not read.
+
+    `lengths` in characters; `grams` only of records that have some; all in the order of records.jsonl.
+    """
+
+    ids: list[str]
+    named_by_text: list[bool]
+    kept: list[bool]
+    scores: list[float]
+    lengths: list[int]
+    grams: dict[str, list[int]]
+    skipped: list[Skipped]
+
+
+def write_chunk(folder: Path, records: Sequence[Record], skipped: Sequence[Skipped], shards: int, bands: bool) -> None:
+    """Writes a chunk whose records stand by (shard, id), so that each shard is one part of the file."""
+    by_shard = sorted(records, key=lambda record: (shard_of(record.id, shards), record.id, record.place))
+    with open(folder / "records.jsonl", "wb") as file:
+        starts = np.zeros(shards + 1, np.int64)
+        for record in by_shard:
+            starts[shard_of(record.id, shards) + 1] += file.write(json.dumps(record.as_json()).encode() + b"\n")
+    np.save(folder / "shard_starts.npy", np.cumsum(starts))
+    if bands:
+        sets = [shingles_of(record) for record in by_shard if record.kept]
+        keys = near_duplicates.band_keys(near_duplicates.signatures(sets))
+        np.save(folder / "keys.npy", np.ascontiguousarray(keys.T))
+        np.save(folder / "shingles.npy", np.concatenate([np.zeros(0, np.uint64), *sets]))
+        np.save(folder / "shingle_starts.npy", np.cumsum([0, *map(len, sets)]))
+    index = Chunk(
+        ids=[record.id for record in by_shard],
+        named_by_text=[record.named_by_text for record in by_shard],
+        kept=[record.kept for record in by_shard],
+        scores=[record.score for record in by_shard],
+        lengths=[len(record.text) for record in by_shard],
+        grams={record.id: record.grams for record in by_shard if record.grams},
+        skipped=list(skipped),
+    )
+    (folder / "index.json").write_text(json.dumps(asdict(index)))
+
+
+def read_chunk(folder: Path) -> Chunk:
+    """What `write_chunk` wrote of its index."""
+    values = json.loads((folder / "index.json").read_text())
+    return Chunk(**values | {"skipped": [Skipped(**one) for one in values["skipped"]]})
+
+
+def read_records(folders: Sequence[Path], shard: int) -> list[Record]:
+    """The records of a shard, from all chunks, by id."""
+    records = []
+    for folder in folders:
+        start, stop = np.load(folder / "shard_starts.npy")[shard : shard + 2]
+        with open(folder / "records.jsonl", "rb") as file:
+            file.seek(start)
+            records += [Record.from_json(json.loads(line)) for line in file.read(stop - start).splitlines()]
+    return sorted(records, key=lambda record: record.id)
+
+
+def place_of_record(folder: Path, document_id: str) -> str:
+    """Where the document stands that is in this chunk, for a message."""
+    for line in (folder / "records.jsonl").read_bytes().splitlines():
+        record = json.loads(line)
+        if record["id"] == document_id:
+            return record["place"]
+    raise LookupError(document_id)
+
+
+@functools.lru_cache(_OPEN_FILES)
+def _shingles(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    return np.load(folder / "shingle_starts.npy"), np.load(folder / "shingles.npy", mmap_mode="r")
+
+
+def shingles_at(folder: Path, position: int) -> np.ndarray:
+    """The shingles of the `position`th kept record of a chunk; the file stays on the disk."""
+    starts, values = _shingles(folder)
+    return values[starts[position] : starts[position + 1]]
