@@ -55,6 +55,21 @@ def batch_progress(batches: Iterable[T], total: int, *, enabled: bool = True) ->
         yield batch
 
 
+def task_progress(title: str, results: Iterable[T], total: int) -> Iterator[T]:
+    """The `results` of `total` tasks, shown as they come; nothing is shown of none."""
+    if total and sys.stderr.isatty():
+        yield from tqdm(results, total=total, desc=title, unit="task", dynamic_ncols=True)
+        return
+    began = last = time.monotonic()
+    for done, result in enumerate(results, 1):
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"{title}: {done} of {total}, {clock((last - began) / done * (total - done))} left")
+        yield result
+    if total:
+        say(f"{title}: {total} in {time.monotonic() - began:.1f} s")
+
+
 class StepProgress:
     """Progress over `total` steps; silent on every process but the first."""
 

@@ -15,6 +15,7 @@ from gpt_jax.data.curation.cleanup import Cleanup, clean
 from gpt_jax.data.curation.documents import Decision, Document
 from gpt_jax.data.curation.quality_rules import Thresholds, check
 from gpt_jax.data.curation.reading import Parsed
+from gpt_jax.errors import UserError
 
 STAGES = ("read", "cleanup", "quality_rules", "quality_classifier", "near_duplicates", "contamination")
 EXCERPT_CHARACTERS = 240
@@ -197,3 +198,13 @@ def shard_of(document_id: str, shards: int) -> int:
 def shingles_of(record: Record) -> np.ndarray:
     """The set by which a record is compared with others."""
     return near_duplicates.shingles(record.text)
+
+
+def equal_ids(name: str, places: Sequence[str], documents: int) -> UserError:
+    """What to say of documents whose own ids are the same: `name` is that of two, `documents` are too many in all."""
+    return UserError(
+        f"the id {name.partition(':')[2]!r} of source {name.partition(':')[0]!r} is that of two documents: "
+        f"{' and '.join(places)}{f' ({documents:,} such documents in all)' if documents > 1 else ''}. Ids must be "
+        "unique in a source. Correct them, name another field (--config.id_field=NAME), or have documents called by a "
+        "hash of their text (--config.id_field=)."
+    )

@@ -117,7 +117,7 @@ def _count(counts: dict[str, list[int]], name: str, documents: int, words: int, 
 
 
 def _changed(own: SourceTally, stage: str, before: tuple[int, ...], after: tuple[int, ...]) -> None:
-    if before != after:
+    if list(before) != list(after):
         _count(own.changed, stage, 1, before[0] - after[0], before[1] - after[1])
 
 

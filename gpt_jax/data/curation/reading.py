@@ -4,6 +4,7 @@ A document's id never depends on which file it stands in: it is the file's own (
 the source's name before it. So a crawl may be cut into other shards, and every later decision stays what it was.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,16 +17,22 @@ from gpt_jax.data.curation.documents import Document
 from gpt_jax.data.files import blocks, kind_of, matching_files
 from gpt_jax.errors import UserError
 
+OpenPath = Callable[[str], BinaryIO]  # opens files where they are not of this machine
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A .txt file (one document) or a .jsonl file (one a line), either also .gz, .xz or .zst."""
+    """A .txt file (one document) or a .jsonl file (one a line), either also .gz, .xz or .zst.
+
+    size: in bytes, packed; changed: when, as far as known.
+    """
 
     source: str
     path: str
     encoding: str = "utf-8"  # of a .txt file; JSON lines are UTF-8
+    size: int = 0
+    changed: int = 0
 
     @property
     def kind(self) -> str:
@@ -88,20 +95,33 @@ class BrokenDocument(Exception):
     """A line or a text that is not as expected; the message says what is wrong with it."""
 
 
-def input_files(source: str, address: str, *, encoding: str = "utf-8") -> list[InputFile]:
-    """The files behind `books` or `file:PATH-or-pattern[,...]`. UserError: another address, no file, another suffix."""
+def input_files(field: str, source: str, address: str, *, encoding: str = "utf-8") -> list[InputFile]:
+    """The files behind `books` or `file:PATH-or-pattern[,...]`; `field` of the config named them.
+
+    UserError: another address, no file, a suffix that is unknown.
+    """
     if address == "books":
-        return [InputFile(source, str(path), "latin-1" if path.name in LATIN_1 else "utf-8") for path in find_books()]
+        return [_found(source, path, "latin-1" if path.name in LATIN_1 else "utf-8") for path in find_books()]
     scheme, _, patterns = address.partition(":")
     if scheme != "file" or not patterns:
         raise UserError(
-            f"{source}: {address!r} is no known address. Expected books or file:PATH (a pattern such as "
+            f"{field}: {address!r} is no known address. Expected books or file:PATH (a pattern such as "
             "file:crawl/*.jsonl.zst too, several separated by commas)."
         )
-    files = [InputFile(source, str(path), encoding) for path in matching_files(patterns, "*.jsonl.zst")]
+    if "://" in patterns:
+        raise UserError(f"{field}: {address!r} is not on this machine: only --config.runner=beam reads it.")
+    try:
+        files = [_found(source, path, encoding) for path in matching_files(patterns, "*.jsonl.zst")]
+    except UserError as error:
+        raise UserError(str(error).replace("data.source=", f"{field}: ")) from None
     for file in files:
         kind_of(Path(file.path))
     return files
+
+
+def _found(source: str, path: Path, encoding: str) -> InputFile:
+    status = path.stat()
+    return InputFile(source, str(path), encoding, status.st_size, status.st_mtime_ns)
 
 
 def raw_documents(
@@ -128,6 +148,15 @@ def raw_documents(
         if form.on_error == "stop":
             raise UserError(f"{message} (on_error=skip goes on without the rest of the file.)") from None
         yield Raw(file, number or None, b"", "damaged", message)
+
+
+def raw_of_files(
+    files: Iterable[InputFile], form: Format, open_path: OpenPath | None = None, advance=lambda count: None
+) -> Iterator[Raw]:
+    """`raw_documents` of all `files`."""
+    for file in files:
+        opened = None if open_path is None else functools.partial(open_path, file.path)
+        yield from raw_documents(file, form, opened, advance)
 
 
 def _watched(content: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:

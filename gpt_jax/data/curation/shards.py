@@ -4,10 +4,13 @@ A shard holds the documents whose ids have its number as their hash (`passes.sha
 writes it. `jsonl.zst` is what `file:` reads, `array_record` makes a data set that `tfds:` reads.
 """
 
+import collections
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -22,7 +25,7 @@ from gpt_jax.errors import UserError
 
 FORMATS = ("jsonl.zst", "array_record")
 VERSION = "1.0.0"  # of a data set that TFDS reads
-DECISIONS, TALLY = "decisions.jsonl.zst", "tally.json"
+DECISIONS, FACTS = "decisions.jsonl.zst", "facts.json"
 _LEVEL = 10
 
 
@@ -74,6 +77,23 @@ class ArrayRecord:
         self._writer.close()
 
 
+@dataclass(frozen=True)
+class ShardFacts:
+    """What a shard holds. `files`: {name: {"rows", "bytes", "sha256"}} of its decisions and of each source."""
+
+    tally: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    def to_json(self) -> bytes:
+        """For the file `FACTS` beside them."""
+        return json.dumps({"tally": self.tally, "files": self.files}).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ShardFacts":
+        """What `to_json` gave."""
+        return cls(**json.loads(data))
+
+
 def features():
     """The columns of the data set, for TFDS."""
     import tensorflow_datasets as tfds
@@ -87,8 +107,8 @@ def write_shard(
     duplicates: Mapping[str, Decision],
     grams: np.ndarray,
     output: str,
-) -> Tally:
-    """The second pass over the records of one shard, and its files in `folder`: SOURCE.jsonl.zst, decisions, tally.
+) -> None:
+    """The second pass over the records of one shard, and its files in `folder`: SOURCE.jsonl.zst, decisions, `FACTS`.
 
     Args:
       records: sorted by id; copies of one text, which bear one id, stand beside each other.
@@ -96,24 +116,30 @@ def write_shard(
       grams: as `second_pass` takes them.
       output: one of `FORMATS`.
     """
-    writers: dict[str, Writer] = {}
-    decisions, tally = JsonLines(folder / DECISIONS), Tally()
+    writers: dict[str, Writer] = {DECISIONS: JsonLines(folder / DECISIONS)}
+    tally, rows = Tally(), collections.Counter()
     for record, copies in _without_copies(records):
         finished = second_pass(record, duplicates.get(record.id), grams)
         written = output_documents(finished)
         for document in written:
-            if document.source not in writers:
-                kind = JsonLines if output == "jsonl.zst" else ArrayRecord
-                writers[document.source] = kind(folder / f"{document.source}.{output}")
-            writers[document.source].write(document)
-        decisions.write_row(_decision_row(finished, [copy.place for copy in copies], [one.id for one in written]))
+            name = f"{document.source}.{output}"
+            if name not in writers:
+                writers[name] = (JsonLines if output == "jsonl.zst" else ArrayRecord)(folder / name)
+            writers[name].write(document)
+            rows[name] += 1
+        copied = [copy.place for copy in copies]
+        writers[DECISIONS].write_row(_decision_row(finished, copied, [document.id for document in written]))
+        rows[DECISIONS] += 1
         tally.add(finished)
         for copy in copies:
             tally.add_copy(copy)
-    for writer in (*writers.values(), decisions):
+    for writer in writers.values():
         writer.close()
-    (folder / TALLY).write_text(json.dumps(tally.as_json()))
-    return tally
+    files = {
+        name: {"rows": rows[name], "bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in writers
+    }
+    (folder / FACTS).write_bytes(ShardFacts(tally.as_json(), files).to_json())
 
 
 def _without_copies(records: Iterable[Record]) -> Iterator[tuple[Record, list[Record]]]:
@@ -150,28 +176,105 @@ def read_decisions(file: BinaryIO) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def final_name(source: str, number: int, shards: int, output: str) -> str:
-    """The name, below the folder documents/, of the `number`th of the `shards` files of a source."""
+@dataclass(frozen=True)
+class Move:
+    """A finished file: that of shard `shard` called `name` becomes `target` in the workdir. facts: as in ShardFacts."""
+
+    shard: int
+    name: str
+    target: str
+    facts: dict[str, Any]
+
+
+def moves_of(facts: Sequence[ShardFacts], source: str, output: str) -> list[Move]:
+    """The files of a source under their final names, which number those shards that have any of it."""
+    name = f"{source}.{output}"
+    own = [(number, one.files[name]) for number, one in enumerate(facts) if name in one.files]
     if output == "jsonl.zst":
-        return f"{source}/{number:05}-of-{shards:05}.jsonl.zst"
-    return f"{source}/{VERSION}/{source}-train.array_record-{number:05}-of-{shards:05}"
+        pattern = "documents/{0}/{1:05}-of-{2:05}.jsonl.zst"
+    else:
+        pattern = "documents/{0}/" + VERSION + "/{0}-train.array_record-{1:05}-of-{2:05}"
+    return [
+        Move(shard, name, pattern.format(source, number, len(own)), facts) for number, (shard, facts) in enumerate(own)
+    ]
 
 
-def write_tfds_description(folder: Path, source: str, lengths: list[int], sizes: list[int]) -> None:
-    """Beside the shards of a source, what TFDS reads of a data set: dataset_info.json and features.json."""
-    import tensorflow_datasets as tfds
+class Store(Protocol):
+    """Where the finished files are, and go. `place` names it where it is not the workdir."""
 
-    place = folder / source / VERSION
+    place: str | None
+
+    def publish(self, moves: Sequence[Move]) -> None:
+        """Puts files under their final names; those that an earlier start put there stay."""
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Writes small files under their final names."""
+
+    def clear(self) -> None:
+        """Removes what is needed no longer."""
+
+
+class LocalStore:
+    """The workdir as `Store`."""
+
+    place = None
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+
+    def publish(self, moves: Sequence[Move]) -> None:
+        """Renames files."""
+        for move in moves:
+            made = shard_folder(self._workdir / "work", move.shard) / move.name
+            if made.exists():
+                (self._workdir / move.target).parent.mkdir(parents=True, exist_ok=True)
+                made.replace(self._workdir / move.target)
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Writes each whole or not at all."""
+        for name, content in files.items():
+            write_atomically(self._workdir / name, content)
+
+    def clear(self) -> None:
+        """Removes work/."""
+        shutil.rmtree(self._workdir / "work")
+
+
+def shard_folder(work: Path, number: int) -> Path:
+    """Where the files of a shard are until all is done."""
+    return work / "shards" / f"{number:05}"
+
+
+def decision_moves(facts: Sequence[ShardFacts]) -> list[Move]:
+    """The shards of decisions under their final names."""
+    return [
+        Move(shard, DECISIONS, decisions_name(shard, len(facts)), one.files[DECISIONS])
+        for shard, one in enumerate(facts)
+    ]  # fmt: skip
+
+
+def decisions_name(shard: int, shards: int) -> str:
+    """The path of a shard of decisions in the workdir."""
+    return f"decisions/{shard:05}-of-{shards:05}.jsonl.zst"
+
+
+def tfds_files(source: str, moves: Sequence[Move]) -> dict[str, bytes]:
+    """What TFDS reads beside the shards of a data set: {path in the workdir: content}."""
+    from google.protobuf import json_format
+
     info = {
         "name": source, "version": VERSION, "fileFormat": "array_record", "moduleName": "gpt_jax",
         "splits": [{
             "name": "train", "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            "shardLengths": [str(length) for length in lengths], "numBytes": str(sum(sizes)),
+            "shardLengths": [str(move.facts["rows"]) for move in moves],
+            "numBytes": str(sum(move.facts["bytes"] for move in moves)),
         }],
     }  # fmt: skip
-    write_atomically(place / "dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
-    assert tfds.features  # the module is there: the shards were written with it
-    features().save_config(place)
+    contents = {"dataset_info.json": info, "features.json": json_format.MessageToDict(features().to_proto())}
+    return {
+        f"documents/{source}/{VERSION}/{name}": (json.dumps(content, indent=2) + "\n").encode()
+        for name, content in contents.items()
+    }
 
 
 def sha256_of(path: Path) -> str:

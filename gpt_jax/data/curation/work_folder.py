@@ -105,13 +105,10 @@ def read_records(folders: Sequence[Path], shard: int) -> list[Record]:
     return sorted(records, key=lambda record: record.id)
 
 
-def place_of_record(folder: Path, document_id: str) -> str:
-    """Where the document stands that is in this chunk, for a message."""
-    for line in (folder / "records.jsonl").read_bytes().splitlines():
-        record = json.loads(line)
-        if record["id"] == document_id:
-            return record["place"]
-    raise LookupError(document_id)
+def places_of(document_id: str, folder: Path) -> list[str]:
+    """Where the documents of this id stand that are in this chunk, for a message."""
+    records = map(json.loads, (folder / "records.jsonl").read_bytes().splitlines())
+    return [record["place"] for record in records if record["id"] == document_id]
 
 
 @functools.lru_cache(_OPEN_FILES)
