@@ -238,7 +238,7 @@ def treat(
     if config.runner == "beam":
         from gpt_jax.data.curation import beam_runner
 
-        store = beam_runner.BeamStore(config.beam.output) if config.beam.output else LocalStore(workdir)
+        store = beam_runner.BeamStore(config.beam.output or str(workdir), is_workdir=not config.beam.output)
         return *beam_runner.run(
             files, format_of(config), treatment, shards, config.output.format, store, options=config.beam.options,
             chunk_bytes=config.chunk_bytes,

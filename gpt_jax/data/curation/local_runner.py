@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.curation import contamination, near_duplicates
+from gpt_jax.data.curation import near_duplicates
 from gpt_jax.data.curation.documents import Decision
-from gpt_jax.data.curation.passes import Treatment, duplicate_decisions, equal_ids, first_pass, shard_of
+from gpt_jax.data.curation.passes import Treatment, duplicate_decisions, equal_ids, first_pass, shard_of, uncommon
 from gpt_jax.data.curation.reading import Format, InputFile, Raw, Skipped, chunks, parse_chunk, raw_of_files
 from gpt_jax.data.curation.shards import FACTS, ShardFacts, shard_folder, write_shard
 from gpt_jax.data.curation.work_folder import (
@@ -208,8 +208,7 @@ def _uncommon_grams(treatment: Treatment, index: _Index, duplicates: Mapping[str
     for chunk in index.chunks:
         holders |= chunk.grams
     left = [grams for name, grams in holders.items() if name not in duplicates or duplicates[name].kept]
-    counts = collections.Counter(itertools.chain.from_iterable(left))
-    return np.setdiff1d(treatment.grams, contamination.common(counts, treatment.common))
+    return uncommon(treatment, collections.Counter(itertools.chain.from_iterable(left)))
 
 
 def _write_verdicts(job: Job, duplicates: Mapping[str, Decision]) -> None:

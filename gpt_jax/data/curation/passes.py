@@ -4,7 +4,7 @@ Both runners, the local one and Beam, call these two functions and nothing else 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -187,6 +187,11 @@ def duplicate_decisions(
             kept = name == best
             decisions[name] = Decision("near_duplicates", kept, "" if kept else "near_duplicate", numbers)
     return decisions
+
+
+def uncommon(treatment: Treatment, counts: Mapping[int, int]) -> np.ndarray:
+    """Those of the treatment's grams that count: not in too many documents (`counts`) of those that are left."""
+    return np.setdiff1d(treatment.grams, contamination.common(counts, treatment.common))
 
 
 def shard_of(document_id: str, shards: int) -> int:

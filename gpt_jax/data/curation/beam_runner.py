@@ -1,0 +1,344 @@
+"""Curation as an Apache Beam pipeline: the passes of `passes`, for as many machines as Dataflow, Flink or Spark give.
+
+What comes out is what the local runner writes, byte for byte. The steps are its steps too: first pass, documents that
+meet in a band compared, verdicts, second pass and shards. Only two things come together on one worker: the pairs of
+near-duplicates, of which it makes clusters (a hundred bytes a pair; pairs that are duplicates indeed, not candidates),
+and the documents of a shard, which `output.shards` bounds. A pipeline that failed begins anew.
+"""
+
+import functools
+import pickle
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gpt_jax.data.curation import near_duplicates, reading
+from gpt_jax.data.curation.passes import (
+    Record,
+    Treatment,
+    duplicate_decisions,
+    equal_ids,
+    first_pass,
+    shard_of,
+    shingles_of,
+    uncommon,
+)
+from gpt_jax.data.curation.reading import Format, InputFile, Raw, Skipped
+from gpt_jax.data.curation.shards import FACTS, Move, ShardFacts, write_shard
+from gpt_jax.data.files import kind_of
+from gpt_jax.errors import UserError
+from gpt_jax.extras import require
+
+beam = require("apache_beam", "beam")
+filesystems = require("apache_beam.io.filesystems", "beam").FileSystems
+UNCOMPRESSED = require("apache_beam.io.filesystem", "beam").CompressionTypes.UNCOMPRESSED  # we unpack by ourselves
+
+TREATMENT = "work/treatment.pickle"  # too large for the description of a pipeline
+
+
+# --- files, wherever they are
+
+
+def open_path(path: str) -> BinaryIO:
+    """A file of any file system that Beam knows (gs://, s3://, hdfs://, a local path), opened for reading."""
+    return filesystems.open(path, compression_type=UNCOMPRESSED)
+
+
+def input_files(field: str, source: str, address: str, *, encoding: str = "utf-8") -> list[InputFile]:
+    """As `reading.input_files`, on any file system that Beam knows: `file:gs://bucket/crawl/*.jsonl.zst`."""
+    scheme, _, patterns = address.partition(":")
+    if scheme != "file":
+        return reading.input_files(field, source, address, encoding=encoding)
+    files = {}
+    for pattern in patterns.split(","):
+        try:
+            found = filesystems.match([pattern.strip()])[0].metadata_list
+        except Exception as error:  # whatever the file system of a cloud raises
+            raise UserError(f"{field}: {pattern}: cannot be looked up ({error}).") from error
+        if not found:
+            raise UserError(f"{field}: {pattern}: no such file.")
+        for one in found:
+            kind_of(Path(one.path))
+            changed = int((one.last_updated_in_seconds or 0) * 1e9)
+            files[one.path] = InputFile(source, one.path, encoding, one.size_in_bytes, changed)
+    return sorted(files.values(), key=lambda file: file.path)
+
+
+class BeamStore:
+    """A folder of any file system that Beam knows, as `shards.Store`."""
+
+    def __init__(self, root: str, *, is_workdir: bool):
+        self.root, self.place = root.rstrip("/"), None if is_workdir else root
+
+    def path(self, name: str) -> str:
+        """The whole path of what is called `name` in here."""
+        return f"{self.root}/{name}"
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Writes each file."""
+        for name, content in files.items():
+            _make_folder_of(self.path(name))
+            with filesystems.create(self.path(name), compression_type=UNCOMPRESSED) as file:
+                file.write(content)
+
+    def publish(self, moves: Sequence[Move]) -> None:
+        """Renames files."""
+        for move in moves:
+            made = self.path(f"{_shard_name(move.shard)}/{move.name}")
+            if filesystems.exists(made):
+                _make_folder_of(self.path(move.target))
+                filesystems.rename([made], [self.path(move.target)])
+
+    def clear(self) -> None:
+        """Removes work/."""
+        filesystems.delete([self.path("work")])
+
+
+def _make_folder_of(path: str) -> None:
+    folder = path.rpartition("/")[0]
+    if not filesystems.exists(folder):
+        try:
+            filesystems.mkdirs(folder)
+        except OSError:
+            if not filesystems.exists(folder):  # else another worker was quicker
+                raise
+
+
+def _shard_name(number: int) -> str:
+    return f"work/shards/{number:05}"
+
+
+# --- the pipeline
+
+
+def run(
+    files: Sequence[InputFile],
+    form: Format,
+    treatment: Treatment,
+    shards: int,
+    output: str,
+    store: BeamStore,
+    *,
+    options: str,
+    chunk_bytes: int,
+) -> tuple[list[ShardFacts], list[Skipped]]:
+    """Makes a folder of each shard in `store`; returns what is in them, and what could not be read.
+
+    Args:
+      options: of the pipeline, as on a command line; without --runner Beam's own runs it in this process.
+
+    UserError: as `local_runner.run`; options that Beam does not know.
+    """
+    store.put({TREATMENT: pickle.dumps(treatment)})
+    words = shlex.split(options)
+    runner = None if any(word.startswith("--runner") for word in words) else "FnApiRunner"
+    try:
+        with beam.Pipeline(runner, beam.options.pipeline_options.PipelineOptions(words)) as pipeline:
+            build(pipeline, files, form, treatment.similarity, shards, output, store, chunk_bytes)
+    except Exception as error:  # workers' errors come back as the text of theirs
+        if told := re.search(r"UserError: (.*?)(?: \[while running|\n|$)", f"UserError: {error}"
+                             if isinstance(error, UserError) else str(error), re.DOTALL):  # fmt: skip
+            raise UserError(told[1]) from None
+        raise
+    facts, skipped = [], []
+    for number in range(shards):
+        with open_path(store.path(f"{_shard_name(number)}/{FACTS}")) as file:
+            facts.append(ShardFacts.from_json(file.read()))
+    with open_path(store.path("work/skipped.pickle")) as file:
+        skipped = pickle.load(file)
+    return facts, skipped
+
+
+def build(
+    pipeline,
+    files: Sequence[InputFile],
+    form: Format,
+    similarity: float | None,
+    shards: int,
+    output: str,
+    store: BeamStore,
+    chunk_bytes: int,
+) -> None:
+    """Adds the steps to the pipeline."""
+    treated = (
+        pipeline
+        | "Files" >> beam.Create(list(files))
+        | "Spread files" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(_read, form, chunk_bytes)
+        | "Spread chunks" >> beam.Reshuffle()
+        | "First pass" >> beam.ParDo(_FirstPass(form, store)).with_outputs("skipped", main="records")
+    )
+    _ = treated.skipped | "All skipped" >> beam.combiners.ToList() | "Write skipped" >> beam.Map(_write_skipped, store)
+    records = (  # one element for each id, a text's copies together
+        treated.records
+        | "By id" >> beam.Map(lambda record: (record.id, record))
+        | "Same id" >> beam.GroupByKey()
+        | "Unique" >> beam.MapTuple(_unique)
+    )
+    kept = records | "Kept" >> beam.FlatMap(lambda pair: [(pair[0], pair[1][0])] if pair[1][0].kept else [])
+    verdicts = _find_duplicates(kept, similarity) if similarity is not None else pipeline | "None" >> beam.Create([])
+    left = {"record": kept, "verdict": verdicts} | "Left" >> beam.CoGroupByKey()
+    grams = (
+        left
+        | "Their grams" >> beam.FlatMapTuple(_grams_of_the_kept)
+        | "Count grams" >> beam.combiners.Count.PerElement()
+        | "All grams" >> beam.combiners.ToList()
+    )
+    numbers = pipeline | "Shards" >> beam.Create([(number, None) for number in range(shards)])  # the empty ones too
+    judged = (
+        {"records": records, "verdict": verdicts}
+        | "Judged" >> beam.CoGroupByKey()
+        | "By shard" >> beam.FlatMapTuple(functools.partial(_by_shard, shards=shards))
+    )
+    _ = (
+        (numbers, judged)
+        | "All shards" >> beam.Flatten()
+        | "Shard" >> beam.GroupByKey()
+        | "Second pass" >> beam.ParDo(_SecondPass(store, output), beam.pvalue.AsSingleton(grams))
+    )
+
+
+def _read(file: InputFile, form: Format, chunk_bytes: int) -> Iterator[list[Raw]]:
+    opened = functools.partial(open_path, file.path)
+    yield from reading.chunks(reading.raw_documents(file, form, opened), chunk_bytes)
+
+
+class _WithTreatment(beam.DoFn):
+    """Reads the treatment when a worker starts."""
+
+    def __init__(self, store: BeamStore):
+        self.store = store
+
+    def setup(self) -> None:
+        with open_path(self.store.path(TREATMENT)) as file:
+            self.treatment: Treatment = pickle.load(file)
+
+
+class _FirstPass(_WithTreatment):
+    """Chunk -> records."""
+
+    def __init__(self, form: Format, store: BeamStore):
+        super().__init__(store)
+        self.form = form
+
+    def process(self, chunk: list[Raw]):
+        documents, skipped = reading.parse_chunk(chunk, self.form)
+        yield from first_pass(documents, self.treatment)
+        for one in skipped:
+            yield beam.pvalue.TaggedOutput("skipped", one)
+
+
+def _write_skipped(skipped: list[Skipped], store: BeamStore) -> None:
+    store.put({"work/skipped.pickle": pickle.dumps(sorted(skipped, key=lambda one: (one.source, one.place)))})
+
+
+def _unique(name: str, records: Iterable[Record]) -> tuple[str, list[Record]]:
+    records = sorted(records, key=lambda record: record.place)
+    own = [record.place for record in records if not record.named_by_text]
+    if len(own) > 1:
+        raise equal_ids(name, own[:2], 1)
+    return name, records
+
+
+def _find_duplicates(kept, similarity: float):
+    """(id, decision) of every document that has a near-duplicate, of (id, record)."""
+    sets = kept | "Shingles" >> beam.MapTuple(lambda name, record: (name, shingles_of(record)))
+    meetings = (
+        sets | "Bands" >> beam.FlatMapTuple(_bands) | "Band" >> beam.GroupByKey() | "Met" >> beam.FlatMapTuple(_met)
+    )
+    edges = (
+        {"sets": sets, "buckets": meetings}
+        | "Sets of those that met" >> beam.CoGroupByKey()
+        | "To buckets" >> beam.FlatMapTuple(_to_buckets)
+        | "Bucket" >> beam.GroupByKey()
+        | "Compare" >> beam.FlatMapTuple(lambda _, members: near_duplicates.bucket_edges(list(members), similarity))
+        | "Each edge once" >> beam.Distinct()
+    )
+    ends = edges | "Ends" >> beam.FlatMap(lambda edge: [(edge[0], None), (edge[1], None)]) | beam.Distinct()
+    facts = (
+        {"ends": ends, "records": kept}
+        | "Of the ends" >> beam.CoGroupByKey()
+        | "Their facts" >> beam.FlatMapTuple(_facts)
+        | "All facts" >> beam.combiners.ToList()
+    )
+    return (
+        edges
+        | "All edges" >> beam.combiners.ToList()
+        | "Clusters" >> beam.FlatMap(_decide, beam.pvalue.AsSingleton(facts))
+    )
+
+
+def _bands(name: str, shingles: np.ndarray) -> Iterator[tuple[bytes, str]]:
+    keys = near_duplicates.band_keys(near_duplicates.signatures([shingles]))[0]
+    for band, key in enumerate(keys):
+        yield bytes([band]) + key.tobytes(), name
+
+
+def _met(key: bytes, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    names = list(names)
+    if len(names) > 1:
+        for name in names:
+            yield name, key
+
+
+def _to_buckets(name: str, joined: dict[str, Any]) -> Iterator[tuple[bytes, tuple[str, np.ndarray]]]:
+    for shingles in joined["sets"]:
+        for key in joined["buckets"]:
+            yield key, (name, shingles)
+
+
+def _facts(name: str, joined: dict[str, Any]) -> Iterator[tuple[str, tuple[float, int]]]:
+    if list(joined["ends"]):
+        for record in joined["records"]:
+            yield name, (record.score, len(record.text))
+
+
+def _decide(edges: list[tuple[str, str, float]], facts: list[tuple[str, tuple[float, int]]]):
+    return duplicate_decisions(edges, dict(facts)).items()
+
+
+def _grams_of_the_kept(name: str, joined: dict[str, Any]) -> Iterator[bytes]:
+    if all(verdict.kept for verdict in joined["verdict"]):
+        for record in joined["record"]:
+            yield from (gram.to_bytes(8, "little") for gram in record.grams)  # Beam's int has a sign
+
+
+def _by_shard(name: str, joined: dict[str, Any], shards: int):
+    verdict = next(iter(joined["verdict"]), None)
+    for records in joined["records"]:
+        yield shard_of(name, shards), (records, verdict)
+
+
+class _SecondPass(_WithTreatment):
+    """(shard, its records with their verdicts) -> the files of the shard."""
+
+    def __init__(self, store: BeamStore, output: str):
+        super().__init__(store)
+        self.output = output
+
+    def process(self, shard, grams: list[tuple[bytes, int]]):
+        number, judged = shard
+        left = uncommon(self.treatment, {int.from_bytes(gram, "little"): count for gram, count in grams})
+        records, verdicts = [], {}
+        for group, verdict in filter(None, judged):
+            records += group
+            if verdict is not None:
+                verdicts[group[0].id] = verdict
+        records.sort(key=lambda record: record.id)
+        with tempfile.TemporaryDirectory() as folder:
+            write_shard(Path(folder), records, verdicts, left, self.output)
+            names = sorted((path.name for path in Path(folder).iterdir()), key=lambda name: name == FACTS)
+            for name in names:  # the facts last: what they speak of is there
+                target = self.store.path(f"{_shard_name(number)}/{name}")
+                _make_folder_of(target)
+                with (
+                    open(Path(folder) / name, "rb") as made,
+                    filesystems.create(target, compression_type=UNCOMPRESSED) as file,
+                ):
+                    shutil.copyfileobj(made, file)
