@@ -38,7 +38,7 @@ class Classifier:
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """The probability that each text is of the positives, float64 [len(texts)]. UserError: no scikit-learn."""
-        return self.probabilities(_features(texts, len(self.weights)))
+        return self.probabilities(_features(texts, len(self.weights))) if len(texts) else np.zeros(0)
 
     def probabilities(self, features) -> np.ndarray:
         """As `score`, of hashed features: a sparse matrix [n, FEATURES]."""
@@ -136,4 +136,4 @@ def _features(texts: Sequence[str], features: int):
 
 
 def _words(text: str) -> list[str]:
-    return text.lower().split()
+    return text.lower().encode("utf-8", "replace").decode().split()  # a lone surrogate cannot be hashed
