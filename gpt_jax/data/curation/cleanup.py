@@ -16,10 +16,7 @@ from gpt_jax.data.curation.documents import Decision
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff]")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_TRAILING_SPACE = re.compile(r"[^\S\n]+$", re.MULTILINE)
-_JAVASCRIPT = re.compile("javascript", re.IGNORECASE)
-_POLICY = re.compile("terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies", re.IGNORECASE)
-_LOREM_IPSUM = re.compile("lorem ipsum", re.IGNORECASE)
+_POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _TERMINAL = tuple(".!?\"'\u2026\u201d\u2019\u00bb\u3002\uff01\uff1f\u300d\u0964\u061f\u06d4")
 
 
@@ -45,46 +42,47 @@ def clean(text: str, rules: Cleanup | None = None) -> tuple[str, Decision]:
     numbers = {"characters_in": len(text)}
     text = _LINE_END.sub("\n", text)
     text, numbers["control_characters"] = _CONTROL.subn("", text)
-    text, dropped = _without_boilerplate(unicodedata.normalize("NFC", text), rules)
-    text = _BLANK_LINES.sub("\n\n", _TRAILING_SPACE.sub("", text)).strip()
+    lines, dropped = _without_boilerplate(unicodedata.normalize("NFC", text), rules)
+    text = _BLANK_LINES.sub("\n\n", "\n".join(map(str.rstrip, lines))).strip()
     numbers |= {"characters_out": len(text), **dropped}
     reason = ""
     if not text:
         reason = "empty"
-    elif rules.lorem_ipsum_pages and _LOREM_IPSUM.search(text):
+    elif rules.lorem_ipsum_pages and "lorem ipsum" in text.lower():
         reason = "lorem_ipsum"
     elif rules.curly_bracket_pages and "{" in text:
         reason = "curly_bracket"
     return text, Decision("cleanup", not reason, reason, numbers)
 
 
-def _without_boilerplate(text: str, rules: Cleanup) -> tuple[str, Counter[str]]:
-    """The text without the lines that a rule drops, and how many each dropped."""
+def _without_boilerplate(text: str, rules: Cleanup) -> tuple[list[str], Counter[str]]:
+    """The lines of the text that no rule drops, and how many each rule dropped."""
     dropped: Counter[str] = Counter()
-    by_shape = rules.terminal_punctuation or rules.min_line_words
-    by_words = (rules.javascript_lines and _JAVASCRIPT.search(text)) or (rules.policy_lines and _POLICY.search(text))
-    if not (by_shape or by_words):
-        return text, dropped
+    lines = text.split("\n")
+    if not (rules.terminal_punctuation or rules.min_line_words or _phrase_rule(text, rules)):
+        return lines, dropped  # as of nearly every text
     kept = []
-    for line in text.split("\n"):
-        if rule := _line_rule(line, rules):
+    for line in lines:
+        if rule := _phrase_rule(line, rules) or _shape_rule(line, rules):
             dropped[rule] += 1
         else:
             kept.append(line)
-    return "\n".join(kept), dropped
+    return kept, dropped
 
 
-def _line_rule(line: str, rules: Cleanup) -> str:
-    """The name of the rule that drops `line`; "" for none. An empty line parts paragraphs and stays."""
-    stripped = line.strip()
-    if not stripped:
-        return ""
-    if rules.javascript_lines and _JAVASCRIPT.search(line):
+def _phrase_rule(text: str, rules: Cleanup) -> str:
+    """The name of the rule that drops lines for a phrase in `text`; "" for none."""
+    lower = text.lower()
+    if rules.javascript_lines and "javascript" in lower:
         return "javascript_lines"
-    if rules.policy_lines and _POLICY.search(line):
+    if rules.policy_lines and any(phrase in lower for phrase in _POLICY):
         return "policy_lines"
-    if rules.terminal_punctuation and not stripped.endswith(_TERMINAL):
-        return "terminal_punctuation"
-    if len(stripped.split()) < rules.min_line_words:
-        return "min_line_words"
     return ""
+
+
+def _shape_rule(line: str, rules: Cleanup) -> str:
+    """The name of the rule that drops `line` for its length or end; "" for none. An empty line parts paragraphs."""
+    words = line.split()
+    if words and rules.terminal_punctuation and not words[-1].endswith(_TERMINAL):
+        return "terminal_punctuation"
+    return "min_line_words" if 0 < len(words) < rules.min_line_words else ""

@@ -25,7 +25,7 @@ FORMAT = 1
 FEATURES = 2**18  # as Spark's HashingTF, which GPT-3 used
 ALPHA = 9.0  # GPT-3
 HELD_OUT = 0.1  # of the texts, to measure with
-INVERSE_PENALTY = 10.0  # scikit-learn's C, for rows of length 1
+INVERSE_PENALTY = 100.0  # scikit-learn's C; less of it leaves the scores of rows of length 1 too near 0.5
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Classifier:
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """The probability that each text is of the positives, float64 [len(texts)]. UserError: no scikit-learn."""
-        return self.probabilities(_features(texts, len(self.weights)))
+        return self.probabilities(_features(texts, len(self.weights))) if len(texts) else np.zeros(0)
 
     def probabilities(self, features) -> np.ndarray:
         """As `score`, of hashed features: a sparse matrix [n, FEATURES]."""
@@ -136,4 +136,4 @@ def _features(texts: Sequence[str], features: int):
 
 
 def _words(text: str) -> list[str]:
-    return text.lower().split()
+    return text.lower().encode("utf-8", "replace").decode().split()  # a lone surrogate cannot be hashed

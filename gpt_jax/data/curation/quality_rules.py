@@ -15,6 +15,8 @@ from gpt_jax.data.curation.words import ngram_hashes
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Gopher A.1.1
 BULLETS = ("\u2022", "\u2023", "\u25cf", "\u25e6", "*", "-")
+TOP_SIZES = (2, 3, 4)
+DUPLICATE_SIZES = (5, 6, 7, 8, 9, 10)
 _ELLIPSIS = re.compile(r"\.\.\.|\u2026")
 _SENTENCE_END = re.compile(r"[.!?\u2026]+(?=[\s\"'\u201d\u2019)\]]|$)|[\u3002\uff01\uff1f\u0964\u061f]")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -106,14 +108,17 @@ def _repetition(words: list[str]) -> dict[str, float]:
     ids = np.array([seen.setdefault(word, len(seen)) for word in words], np.uint64)
     ends = np.cumsum([0, *map(len, words)])
     characters = max(1, ends[-1])
-    shares = {}
-    for size in range(2, 11):
+    shares = {f"top_{size}_gram_characters": 0.0 for size in TOP_SIZES}
+    shares |= {f"duplicate_{size}_gram_characters": 0.0 for size in DUPLICATE_SIZES}
+    for size in (*TOP_SIZES, *DUPLICATE_SIZES):
         grams = ngram_hashes(ids, size)
+        in_order = np.sort(grams)
+        if not (in_order[1:] == in_order[:-1]).any():
+            break  # nor does any longer one occur twice
         _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-        if size <= 4:
-            most = counts.max(initial=0)
-            commonest = first[counts == most] if most > 1 else first[:0]
-            covered = most * (ends[commonest + size] - ends[commonest]).max(initial=0)
+        if size in TOP_SIZES:
+            commonest = first[counts == counts.max()]
+            covered = counts.max() * (ends[commonest + size] - ends[commonest]).max()
             shares[f"top_{size}_gram_characters"] = min(1.0, float(covered / characters))  # "ha ha ha" overlaps itself
         else:
             again = np.setdiff1d(np.arange(len(grams)), first, assume_unique=True)

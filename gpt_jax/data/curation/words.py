@@ -8,7 +8,6 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
-from itertools import compress
 
 import numpy as np
 
@@ -17,19 +16,17 @@ _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _TOKEN = re.compile(f"[{_IDEOGRAPHS}]|[^\\s{_IDEOGRAPHS}]+")
 _CACHED_WORDS = 2**18  # about 40 MB; then the cache starts anew
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no bit of a word's hash is lost
-_NO_WORD = 0
 
 
 class _Hashes(dict):
-    """Token -> hash of its word, 0 for punctuation alone; nearly every token of a text has been seen before."""
+    """Token -> the 8 bytes of its word's hash, none for punctuation alone; most tokens have been seen before."""
 
-    def __missing__(self, token: str) -> int:
+    def __missing__(self, token: str) -> bytes:
         if len(self) >= _CACHED_WORDS:
             self.clear()
-        word = _word(token)
-        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self[token] = value = int.from_bytes(digest, "little") if word else _NO_WORD
-        return value
+        word = _word(token).encode("utf-8", "surrogatepass")
+        self[token] = digest = hashlib.blake2b(word, digest_size=8).digest() if word else b""
+        return digest
 
 
 _hashes = _Hashes()
@@ -37,16 +34,13 @@ _hashes = _Hashes()
 
 def word_hashes(text: str) -> np.ndarray:
     """The hash of each word of `text` in order, uint64 [words]; the same on every machine."""
-    tokens = _tokens(text)
-    hashes = np.fromiter(map(_hashes.__getitem__, tokens), np.uint64, len(tokens))
-    return hashes[hashes != _NO_WORD]
+    return np.frombuffer(b"".join(map(_hashes.__getitem__, _tokens(text))), "<u8")
 
 
 def word_spans(text: str) -> np.ndarray:
     """Where the words of `word_hashes(text)` start and stop in `text`, with their punctuation; int64 [words, 2]."""
-    matches = list(_TOKEN.finditer(text))
-    real = [_hashes[match[0]] != _NO_WORD for match in matches]
-    return np.array([match.span() for match in compress(matches, real)], np.int64).reshape(-1, 2)
+    matches = _TOKEN.finditer(text)
+    return np.array([match.span() for match in matches if _hashes[match[0]]], np.int64).reshape(-1, 2)
 
 
 def ngram_hashes(words: np.ndarray, size: int) -> np.ndarray:
