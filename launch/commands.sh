@@ -56,6 +56,16 @@ need() {
   [[ -n $dry_run ]] || type -P "$1" >/dev/null || die "$1 is not installed or not on PATH. $2"
 }
 
+# Sets `python` to the interpreter: $PYTHON, that of the checkout $root, or python3.
+find_python() {
+  python=${PYTHON:-}
+  if [[ -z $python ]]; then
+    python=python3
+    if [[ -x ${root:?}/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
+  fi
+  need "$python" "Install as the README says, or set PYTHON."
+}
+
 # A number of 1 or more, written without leading zeros (bash would read 08 as octal), of up to nine digits.
 whole_number() {
   [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || die "$1=$2: expected a whole number of 1 or more."

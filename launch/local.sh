@@ -39,12 +39,7 @@ whole_number --grace "$grace"
   die "no arguments for gpt_jax.main; they stand behind --, for example -- --config=configs/pretrain.py"
 arguments=("${command[@]}")
 
-python=${PYTHON:-}
-if [[ -z $python ]]; then
-  python=python3
-  if [[ -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
-fi
-need "$python" "Install as the README says, or set PYTHON."
+find_python
 need setsid "It is part of util-linux."
 
 # Below the ports that the system hands out by itself; nobody listens on it now.

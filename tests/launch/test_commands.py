@@ -21,7 +21,7 @@ def test_a_script_is_clean_by_shellcheck(path):
     assert found.returncode == 0, found.stdout
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sh", "local.sh"])
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "slurm.sh", "local.sh", "beam.sh"])
 def test_help_needs_nothing_and_names_every_step_and_flag(stage, script):
     text = stage.run(script, "--help")[0]
     assert text.startswith(f"launch/{script} ")
@@ -58,6 +58,14 @@ def test_help_needs_nothing_and_names_every_step_and_flag(stage, script):
         ("local.sh -- x", "how many processes?"),
         ("local.sh two -- x", "N=two: expected a whole number"),
         ("local.sh 2", "no arguments for gpt_jax.main; they stand behind --"),
+        ("beam.sh walk", "unknown step walk: expected one of dataflow flink spark"),
+        ("beam.sh flink --output=o --image=i", "no arguments for gpt_jax.main; they stand behind --"),
+        ("beam.sh flink --image=i -- x", "no folder to write to. Give --output=FOLDER"),
+        ("beam.sh flink --output=o -- x", "no image. Give --image=IMAGE or set BEAM_IMAGE"),
+        ("beam.sh flink --output=o --image=i -- x", "no cluster. Give --master=HOST:8081"),
+        ("beam.sh flink --output=o;ls --image=i -- x", "a character in a flag"),
+        ("beam.sh dataflow --output=o --image=i -- x", "no project. Give --project=PROJECT"),
+        ("beam.sh dataflow --output=o --image=i --project=p -- x", "--output=o: Dataflow writes to gs://"),
         ("worker.sh cloud x", "cloud: expected tpu-vm, gke or slurm"),
     ],
 )
@@ -67,7 +75,7 @@ def test_what_the_user_can_mend_is_one_message_and_exit_code_2(stage, words, mes
     assert message in err
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "beam.sh"])
 def test_a_script_called_without_a_step_explains_itself(stage, script):
     out, err = stage.run(script, code=2)
     assert out == "" and err.startswith(f"launch/{script} STEP")
@@ -80,6 +88,8 @@ def test_a_script_called_without_a_step_explains_itself(stage, script):
         "tpu_vm.sh log --zone=z", "tpu_vm.sh status --zone=z", "tpu_vm.sh stop --zone=z",
         "tpu_vm.sh resume --zone=z -- x", "tpu_vm.sh delete --zone=z", "gke.sh apply --image=i -- x", "gke.sh log",
         "gke.sh status", "gke.sh delete", "slurm.sh -- x", "local.sh 2 -- x",
+        "beam.sh dataflow --project=p --output=gs://b/o --image=i -- x",
+        "beam.sh flink --master=h:1 --output=o --image=i -- x",
     ],
 )  # fmt: skip
 def test_a_dry_run_shows_commands_and_runs_none(stage, words):
@@ -87,7 +97,7 @@ def test_a_dry_run_shows_commands_and_runs_none(stage, words):
     before = sorted(stage.checkout.rglob("*"))
     head, *command = re.split(" (?=-- )", words)
     _, err = stage.run(*head.split(), "--dry-run", *" ".join(command).split())
-    assert re.search(r"^\+ (gcloud|kubectl|sbatch|env) ", err, re.MULTILINE)
+    assert re.search(r"^\+ (gcloud|kubectl|sbatch|env|python3) ", err, re.MULTILINE)
     assert stage.calls == [] and sorted(stage.checkout.rglob("*")) == before
 
 
