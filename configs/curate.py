@@ -10,8 +10,8 @@ id of its own goes by a hash of its text, so no decision depends on how the file
 
 Every document goes through clean-up, C4's and Gopher's quality rules, GPT-3's quality classifier (kept where
 pareto(9) > 1 - score; it learns from the trusted sources against the others, where nothing else is said), and a search
-for near-duplicates within and across sources; what the evaluation sets hold is cut out by GPT-3's rules. Sources that
-are `trusted` are neither filtered by the rules nor by the classifier.
+for near-duplicates within and across sources (with passages.on=True for repeated passages too); what the evaluation
+sets hold is cut out by GPT-3's rules. Sources that are `trusted` are filtered neither by the rules nor the classifier.
 
 The workdir then has documents/SOURCE/ (`file:runs/curated/documents/web/*.jsonl.zst` is an address for data.source and
 data.mixture; with output.format=array_record and TFDS_DATA_DIR=runs/curated/documents it is `tfds:web`), report.md with
@@ -59,6 +59,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
                 alpha=9.0,
             ),
             duplicates=dict(on=True, similarity=0.8),  # Jaccard, of runs of five words
+            passages=dict(on=False, words=50),  # of passages that stand in several documents, all but the first go
             contamination=dict(
                 sets=placeholder(str),  # file:PATH-or-pattern[,...] of evaluation sets
                 fields=(),  # of a line of .jsonl, in order; by default all that hold text

@@ -102,7 +102,25 @@ def _decompressed(path: Path, open_file: Callable[[], BinaryIO]) -> Iterator[byt
             yield from _zstandard(packed)
         else:
             with (gzip.open if path.suffix.lower() == ".gz" else lzma.open)(packed, "rb") as file:
-                yield from _reads(file)
+                yield from _unpacked(file)
+
+
+def _unpacked(file) -> Iterator[bytes]:
+    """As `_reads`; what stands before the damage of a file comes before the error."""
+    ended = False
+    while not ended:
+        parts, size, damage = [], 0, None
+        try:
+            while size < BLOCK_BYTES and not ended:
+                parts.append(file.read1(BLOCK_BYTES - size))
+                size += len(parts[-1])
+                ended = not parts[-1]
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            damage = error
+        if size:
+            yield b"".join(parts)
+        if damage is not None:
+            raise damage
 
 
 def _zstandard(file) -> Iterator[bytes]:

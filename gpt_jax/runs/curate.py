@@ -108,6 +108,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"rules.off: no rule {name!r}.{did_you_mean(name, rules)} There are: {', '.join(rules)}.")
     for field, value, good in (
         ("duplicates.similarity", config.duplicates.similarity, 0 < config.duplicates.similarity <= 1),
+        ("passages.words", config.passages.words, config.passages.words > 0),
         ("classifier.alpha", config.classifier.alpha, config.classifier.alpha > 0),
         ("max_document_bytes", config.max_document_bytes, config.max_document_bytes > 0),
         ("chunk_bytes", config.chunk_bytes, config.chunk_bytes > 0),
@@ -188,6 +189,7 @@ def treatment_of(
         seed=config.seed, cleanup=cleanup, thresholds=thresholds, classifier=classifier, alpha=config.classifier.alpha,
         trusted=frozenset(config.trusted), common=config.contamination.common,
         similarity=config.duplicates.similarity if config.duplicates.on else None,
+        passage_words=config.passages.words if config.passages.on else None,
         **({"grams": contamination.evaluation_grams(texts)} if texts else {}),
     )  # fmt: skip
 

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gpt_jax.data.curation import near_duplicates, reading
+from gpt_jax.data.curation import exact_substrings, near_duplicates, reading
 from gpt_jax.data.curation.passes import (
     Record,
     Treatment,
+    Verdict,
     duplicate_decisions,
     equal_ids,
     first_pass,
@@ -140,7 +141,7 @@ def run(
     runner = None if any(word.startswith("--runner") for word in words) else "FnApiRunner"
     try:
         with beam.Pipeline(runner, beam.options.pipeline_options.PipelineOptions(words)) as pipeline:
-            build(pipeline, files, form, treatment.similarity, shards, output, store, chunk_bytes)
+            build(pipeline, files, form, treatment, shards, output, store, chunk_bytes)
     except Exception as error:  # workers' errors come back as the text of theirs
         if told := re.search(r"UserError: (.*?)(?: \[while running|\n|$)", f"UserError: {error}"
                              if isinstance(error, UserError) else str(error), re.DOTALL):  # fmt: skip
@@ -159,7 +160,7 @@ def build(
     pipeline,
     files: Sequence[InputFile],
     form: Format,
-    similarity: float | None,
+    treatment: Treatment,
     shards: int,
     output: str,
     store: BeamStore,
@@ -182,17 +183,24 @@ def build(
         | "Unique" >> beam.MapTuple(_unique)
     )
     kept = records | "Kept" >> beam.FlatMap(lambda pair: [(pair[0], pair[1][0])] if pair[1][0].kept else [])
-    verdicts = _find_duplicates(kept, similarity) if similarity is not None else pipeline | "None" >> beam.Create([])
-    left = {"record": kept, "verdict": verdicts} | "Left" >> beam.CoGroupByKey()
+    similarity, words = treatment.similarity, treatment.passage_words
+    nothing = pipeline | "Nothing" >> beam.Create([])
+    duplicates = nothing if similarity is None else _find_duplicates(kept, similarity)
+    left = (
+        {"record": kept, "duplicate": duplicates}
+        | "With verdict" >> beam.CoGroupByKey()
+        | "Left" >> beam.FlatMapTuple(_left)
+    )
+    passages = nothing if words is None else _find_passages(left, words)
     grams = (
         left
-        | "Their grams" >> beam.FlatMapTuple(_grams_of_the_kept)
+        | "Their grams" >> beam.FlatMapTuple(_grams)
         | "Count grams" >> beam.combiners.Count.PerElement()
         | "All grams" >> beam.combiners.ToList()
     )
     numbers = pipeline | "Shards" >> beam.Create([(number, None) for number in range(shards)])  # the empty ones too
     judged = (
-        {"records": records, "verdict": verdicts}
+        {"records": records, "duplicate": duplicates, "passages": passages}
         | "Judged" >> beam.CoGroupByKey()
         | "By shard" >> beam.FlatMapTuple(functools.partial(_by_shard, shards=shards))
     )
@@ -303,14 +311,43 @@ def _decide(edges: list[tuple[str, str, float]], facts: list[tuple[str, tuple[fl
     return duplicate_decisions(edges, dict(facts)).items()
 
 
-def _grams_of_the_kept(name: str, joined: dict[str, Any]) -> Iterator[bytes]:
-    if all(verdict.kept for verdict in joined["verdict"]):
+def _left(name: str, joined: dict[str, Any]) -> Iterator[tuple[str, Record]]:
+    if all(decision.kept for decision in joined["duplicate"]):
         for record in joined["record"]:
-            yield from (gram.to_bytes(8, "little") for gram in record.grams)  # Beam's int has a sign
+            yield name, record
+
+
+def _grams(name: str, record: Record) -> Iterator[bytes]:
+    yield from (gram.to_bytes(8, "little") for gram in record.grams)  # Beam's int has a sign
+
+
+def _find_passages(left, words: int):
+    """(id, [(number, mark), ...]) of every document that has windows which stand in several places."""
+    return (
+        left
+        | "Windows" >> beam.FlatMapTuple(functools.partial(_windows, words=words))
+        | "Same window" >> beam.GroupByKey()
+        | "Mark" >> beam.FlatMapTuple(_mark)
+        | "Marks" >> beam.GroupByKey()
+        | "In order" >> beam.MapTuple(lambda name, marks: (name, sorted(marks)))
+    )
+
+
+def _windows(name: str, record: Record, words: int) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    for number, window in enumerate(exact_substrings.windows(record.text, words)):
+        yield window.tobytes(), (name, number)
+
+
+def _mark(window: bytes, places: Iterable[tuple[str, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    first, *others = sorted(places)
+    for name, number in others:
+        yield name, (number, exact_substrings.AGAIN)
+    if others:
+        yield first[0], (first[1], exact_substrings.FIRST)
 
 
 def _by_shard(name: str, joined: dict[str, Any], shards: int):
-    verdict = next(iter(joined["verdict"]), None)
+    verdict = Verdict(next(iter(joined["duplicate"]), None), next(iter(joined["passages"]), ()))
     for records in joined["records"]:
         yield shard_of(name, shards), (records, verdict)
 
@@ -328,11 +365,10 @@ class _SecondPass(_WithTreatment):
         records, verdicts = [], {}
         for group, verdict in filter(None, judged):
             records += group
-            if verdict is not None:
-                verdicts[group[0].id] = verdict
+            verdicts[group[0].id] = verdict
         records.sort(key=lambda record: record.id)
         with tempfile.TemporaryDirectory() as folder:
-            write_shard(Path(folder), records, verdicts, left, self.output)
+            write_shard(Path(folder), records, verdicts, left, self.treatment, self.output)
             names = sorted((path.name for path in Path(folder).iterdir()), key=lambda name: name == FACTS)
             for name in names:  # the facts last: what they speak of is there
                 target = self.store.path(f"{_shard_name(number)}/{name}")

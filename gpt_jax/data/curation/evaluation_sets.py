@@ -22,6 +22,10 @@ def evaluation_texts(address: str | None, fields: Sequence[str]) -> list[str]:
     for file in input_files("contamination.sets", "evaluation", address):
         for raw in raw_documents(file, _FORMAT):
             texts.append(_text_of(file, raw, fields))
+    if not texts:
+        raise UserError(
+            f"contamination.sets={address}: there is no example in it. Correct the address or leave it out."
+        )
     return texts
 
 

@@ -1,13 +1,15 @@
-"""Curation on all cores of one machine: four steps over files, each of which a killed run goes on with.
+"""Curation on all cores of one machine: steps over files, each of which a killed run goes on with.
 
 1. chunks: the first pass over each chunk of the input, as it is read;
 2. edges: for each band, the documents that meet in it, compared;
-3. verdicts: clusters of near-duplicates, and grams that are common speech; quick, and made anew by every start;
-4. shards: the second pass, and the files.
+3. passages, if asked for: for each part of the hashes, the runs of words that stand in several documents;
+4. verdicts: clusters of near-duplicates, and grams that are common speech; quick, and made anew by every start;
+5. shards: the second pass, and the files.
 
 Which document is in which chunk changes nothing that comes out. Memory: a few chunks for each worker in step 1, in step
-2 the keys of a band for each worker (16 bytes a document), in step 3 the ids (some 200 bytes a document), in step 4 a
-shard for each worker; never pairs of documents, but those that are near-duplicates indeed.
+2 the keys of a band for each worker (16 bytes a document), in step 3 a part of the hashes for each (a word is 40 bytes
+in one of 16 parts), in step 4 the ids (some 200 bytes a document), in step 5 a shard for each worker; never pairs of
+documents, but those that are near-duplicates indeed.
 """
 
 import collections
@@ -21,15 +23,24 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.curation import near_duplicates
+from gpt_jax.data.curation import exact_substrings, near_duplicates
 from gpt_jax.data.curation.documents import Decision
-from gpt_jax.data.curation.passes import Treatment, duplicate_decisions, equal_ids, first_pass, shard_of, uncommon
+from gpt_jax.data.curation.passes import (
+    Treatment,
+    Verdict,
+    duplicate_decisions,
+    equal_ids,
+    first_pass,
+    shard_of,
+    uncommon,
+)
 from gpt_jax.data.curation.reading import Format, InputFile, Raw, Skipped, chunks, parse_chunk, raw_of_files
 from gpt_jax.data.curation.shards import FACTS, ShardFacts, shard_folder, write_shard
 from gpt_jax.data.curation.work_folder import (
     new_folder,
     places_of,
     read_chunk,
+    read_lists,
     read_records,
     remove_unfinished,
     shingles_at,
@@ -39,7 +50,9 @@ from gpt_jax.data.curation.workers import Workers, shared
 from gpt_jax.disk import write_atomically
 from gpt_jax.progress import byte_progress, task_progress
 
+PASSAGE_PARTS = 16
 EDGE = np.dtype([("a", np.int64), ("b", np.int64), ("similarity", np.float64)])
+PASSAGE = np.dtype([("rank", np.int64), ("window", np.int64), ("mark", np.uint8)])
 
 
 @dataclass(frozen=True)
@@ -61,20 +74,16 @@ def run(
     UserError: what is wrong with the files; an id that two documents have; a worker that was killed.
     """
     remove_unfinished(job.work)
-    for step in ("chunks", "edges", "shards"):
+    for step in ("chunks", "edges", "passages", "shards"):
         (job.work / step).mkdir(parents=True, exist_ok=True)
     with Workers(workers, job) as pool:
         folders = _make_chunks(files, job, pool, chunk_bytes)
         index = _Index(folders)
-        if job.treatment.similarity is not None:
-            np.save(job.work / "ranks.npy", index.ranks)
-            tasks = [(band, folders, index.starts) for band in range(near_duplicates.BANDS)]
-            todo = [task for task in tasks if not _edges_file(job.work, task[0]).exists()]
-            for _ in task_progress("Comparing documents that met in a band", pool.map(_find_edges, todo), len(todo)):
-                pass
-        duplicates = _duplicates(job, index) if job.treatment.similarity is not None else {}
+        np.save(job.work / "ranks.npy", index.ranks)
+        duplicates = _find_duplicates(job, index, folders, pool)
+        passages = _find_passages(job, index, duplicates, folders, pool)
         np.save(job.work / "grams.npy", _uncommon_grams(job.treatment, index, duplicates))
-        _write_verdicts(job, duplicates)
+        _write_verdicts(job, index, duplicates, passages)
         shards = [shard_folder(job.work, number) for number in range(job.shards)]
         tasks = [(number, folder, folders) for number, folder in enumerate(shards) if not folder.exists()]
         for _ in task_progress("Writing shards", pool.map(_write_shard, tasks), len(tasks)):
@@ -117,7 +126,7 @@ def _make_chunk(task: tuple[Path, list[Raw]]) -> None:
     documents, skipped = parse_chunk(raws, job.form)
     records = first_pass(documents, job.treatment)
     with new_folder(folder) as new:
-        write_chunk(new, records, skipped, job.shards, job.treatment.similarity is not None)
+        write_chunk(new, records, skipped, job.shards, job.treatment)
 
 
 # --- 2. edges
@@ -170,6 +179,20 @@ def _edges_file(work: Path, band: int) -> Path:
     return work / "edges" / f"{band:02}.npy"
 
 
+def _find_duplicates(job: Job, index: "_Index", folders: list[Path], pool: Workers) -> dict[str, Decision]:
+    """The decision about every document that has a near-duplicate."""
+    if job.treatment.similarity is None:
+        return {}
+    tasks = [(band, folders, index.starts) for band in range(near_duplicates.BANDS)]
+    todo = [task for task in tasks if not _edges_file(job.work, task[0]).exists()]
+    for _ in task_progress("Comparing documents that met in a band", pool.map(_find_edges, todo), len(todo)):
+        pass
+    found = np.concatenate([np.load(_edges_file(job.work, band)) for band in range(near_duplicates.BANDS)])
+    edges = [(index.names[a], index.names[b], similarity) for a, b, similarity in np.unique(found).tolist()]
+    ranks = np.unique(np.concatenate([found["a"], found["b"]])).tolist()
+    return duplicate_decisions(edges, {index.names[rank]: index.facts[rank] for rank in ranks})
+
+
 def _find_edges(task: tuple[int, list[Path], np.ndarray]) -> None:
     band, folders, starts = task
     job: Job = shared()
@@ -187,19 +210,60 @@ def _find_edges(task: tuple[int, list[Path], np.ndarray]) -> None:
         if len(bucket) > 1:
             members = [(int(ranks[place]), shingles_of_rank(int(place))) for place in bucket]
             edges += near_duplicates.bucket_edges(members, job.treatment.similarity)
+    _save(_edges_file(job.work, band), np.array(edges, EDGE))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, np.array(edges, EDGE))
-    write_atomically(_edges_file(job.work, band), buffer.getvalue())
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
 
 
-# --- 3. verdicts
+# --- 3. passages
 
 
-def _duplicates(job: Job, index: _Index) -> dict[str, Decision]:
-    found = np.concatenate([np.load(_edges_file(job.work, band)) for band in range(near_duplicates.BANDS)])
-    edges = [(index.names[a], index.names[b], similarity) for a, b, similarity in np.unique(found).tolist()]
-    ranks = np.unique(np.concatenate([found["a"], found["b"]])).tolist()
-    return duplicate_decisions(edges, {index.names[rank]: index.facts[rank] for rank in ranks})
+def _passages_file(work: Path, part: int) -> Path:
+    return work / "passages" / f"{part:02}.npy"
+
+
+def _find_passages(
+    job: Job, index: "_Index", duplicates: Mapping[str, Decision], folders: list[Path], pool: Workers
+) -> np.ndarray:
+    """The windows that stand in several places of the documents that are left; PASSAGE [n], by rank."""
+    if job.treatment.passage_words is None:
+        return np.zeros(0, PASSAGE)
+    dropped = [rank for rank, name in enumerate(index.names) if name in duplicates and not duplicates[name].kept]
+    np.save(job.work / "survivors.npy", np.where(np.isin(index.ranks, dropped), -1, index.ranks))
+    tasks = [(part, folders, index.starts) for part in range(PASSAGE_PARTS)]
+    todo = [task for task in tasks if not _passages_file(job.work, task[0]).exists()]
+    for _ in task_progress("Looking for passages that repeat", pool.map(_mark_passages, todo), len(todo)):
+        pass
+    found = [np.load(_passages_file(job.work, part)) for part in range(PASSAGE_PARTS)]
+    return np.sort(np.concatenate(found), order=["rank", "window"])
+
+
+def _mark_passages(task: tuple[int, list[Path], np.ndarray]) -> None:
+    part, folders, starts = task
+    job: Job = shared()
+    survivors = np.load(job.work / "survivors.npy")
+    hashes, places = [], []
+    for folder, first in zip(folders, starts[:-1], strict=True):
+        own, values = read_lists(folder, "windows")
+        document = np.repeat(np.arange(len(own) - 1), np.diff(own))
+        window = np.arange(len(values)) - own[document]
+        rank = survivors[first + document]
+        here = (values % np.uint64(PASSAGE_PARTS) == part) & (rank >= 0)
+        hashes.append(values[here])
+        places.append(np.stack([rank[here], window[here]]))
+    hashes, (rank, window) = np.concatenate(hashes), np.concatenate(places, axis=1)
+    order = np.lexsort((window, rank))
+    marks = exact_substrings.mark(hashes[order])
+    found = np.zeros(len(order), PASSAGE)
+    found["rank"], found["window"], found["mark"] = rank[order], window[order], marks
+    _save(_passages_file(job.work, part), found[marks != exact_substrings.UNIQUE])
+
+
+# --- 4. verdicts
 
 
 def _uncommon_grams(treatment: Treatment, index: _Index, duplicates: Mapping[str, Decision]) -> np.ndarray:
@@ -211,21 +275,29 @@ def _uncommon_grams(treatment: Treatment, index: _Index, duplicates: Mapping[str
     return uncommon(treatment, collections.Counter(itertools.chain.from_iterable(left)))
 
 
-def _write_verdicts(job: Job, duplicates: Mapping[str, Decision]) -> None:
+def _write_verdicts(job: Job, index: _Index, duplicates: Mapping[str, Decision], passages: np.ndarray) -> None:
     by_shard: list[dict[str, Any]] = [{} for _ in range(job.shards)]
-    for name in sorted(duplicates):
-        by_shard[shard_of(name, job.shards)][name] = asdict(duplicates[name])
+    for name, decision in duplicates.items():
+        by_shard[shard_of(name, job.shards)][name] = {"duplicate": asdict(decision)}
+    ranks, starts = np.unique(passages["rank"], return_index=True)
+    for rank, own in zip(ranks.tolist(), np.split(passages, starts[1:]), strict=bool(len(ranks))):
+        name = index.names[rank]
+        windows = list(zip(own["window"].tolist(), own["mark"].tolist(), strict=True))
+        by_shard[shard_of(name, job.shards)].setdefault(name, {})["passages"] = windows
     for number, verdicts in enumerate(by_shard):
         write_atomically(job.work / "verdicts" / f"{number:05}.json", json.dumps(verdicts).encode())
 
 
-# --- 4. shards
+# --- 5. shards
 
 
 def _write_shard(task: tuple[int, Path, list[Path]]) -> None:
     number, folder, chunk_folders = task
     job: Job = shared()
-    verdicts = json.loads((job.work / "verdicts" / f"{number:05}.json").read_bytes())
-    duplicates = {name: Decision(**values) for name, values in verdicts.items()}
+    verdicts = {
+        name: Verdict(Decision(**values["duplicate"]) if "duplicate" in values else None, values.get("passages", ()))
+        for name, values in json.loads((job.work / "verdicts" / f"{number:05}.json").read_bytes()).items()
+    }
+    records, grams = read_records(chunk_folders, number), np.load(job.work / "grams.npy")
     with new_folder(folder) as new:
-        write_shard(new, read_records(chunk_folders, number), duplicates, np.load(job.work / "grams.npy"), job.output)
+        write_shard(new, records, verdicts, grams, job.treatment, job.output)

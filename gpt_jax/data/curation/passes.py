@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.curation import contamination, near_duplicates, quality_classifier
+from gpt_jax.data.curation import contamination, exact_substrings, near_duplicates, quality_classifier
 from gpt_jax.data.curation.cleanup import Cleanup, clean
 from gpt_jax.data.curation.documents import Decision, Document
 from gpt_jax.data.curation.quality_rules import Thresholds, check
 from gpt_jax.data.curation.reading import Parsed
 from gpt_jax.errors import UserError
 
-STAGES = ("read", "cleanup", "quality_rules", "quality_classifier", "near_duplicates", "contamination")
+STAGES = (
+    "read",
+    "cleanup",
+    "quality_rules",
+    "quality_classifier",
+    "near_duplicates",
+    "exact_substrings",
+    "contamination",
+)
 EXCERPT_CHARACTERS = 240
 
 
@@ -26,10 +34,11 @@ class Treatment:
     """The stages that are on, and what each decides by; it travels to every worker.
 
     Attributes:
-      cleanup, thresholds, classifier, similarity: None leaves the stage out.
+      cleanup, thresholds, classifier, similarity, passage_words: None leaves the stage out.
       trusted: sources that neither rules nor classifier filter; they are scored, which decides between duplicates.
       alpha: of the classifier's keep rule.
       similarity: the Jaccard similarity from which documents are duplicates.
+      passage_words: from which a passage that stands in several documents is kept in the first only.
       grams: hashed runs of words of the evaluation sets, uint64, sorted; none leaves de-contamination out.
       common: a gram in more documents than this is common speech, and cuts nothing.
     """
@@ -41,6 +50,7 @@ class Treatment:
     trusted: frozenset[str] = frozenset()
     alpha: float = quality_classifier.ALPHA
     similarity: float | None = None
+    passage_words: int | None = None
     grams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     common: int = contamination.COMMON
 
@@ -83,11 +93,30 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the comparison with all others says of a document.
+
+    Attributes:
+      duplicate: the decision of the search for near-duplicates, of a document that has some.
+      passages: (number, mark) of its windows that are not `exact_substrings.UNIQUE`.
+    """
+
+    duplicate: Decision | None = None
+    passages: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A document after the second pass: the texts that go into the training set (several where it was cut)."""
+    """A document after the second pass.
+
+    Attributes:
+      texts: what goes into the training set; several where it was cut.
+      without_passages: (words, bytes) after repeated passages were cut out.
+    """
 
     record: Record
     texts: list[str]
+    without_passages: tuple[int, int] | None = None
 
 
 def first_pass(documents: Sequence[Parsed], treatment: Treatment) -> list[Record]:
@@ -122,32 +151,38 @@ def _cleaned(parsed: Parsed, treatment: Treatment) -> Record:
         decisions.append(check(text, treatment.thresholds))
     return Record(
         document.id, document.source, parsed.place, text or document.text, parsed.named_by_text, 0.0,
-        (_size(document.text), _size(text)), decisions,
+        (size_of(document.text), size_of(text)), decisions,
     )  # fmt: skip
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
+    """Words and bytes."""
     return len(text.split()), len(text.encode())
 
 
-def second_pass(record: Record, duplicate: Decision | None, grams: np.ndarray) -> Finished:
-    """What comes after the comparison with all others: its verdict, and the cuts around what evaluations hold.
+def second_pass(record: Record, verdict: Verdict, grams: np.ndarray, treatment: Treatment) -> Finished:
+    """What comes after the comparison with all others: duplicates, repeated passages, what evaluations hold.
 
     Args:
-      duplicate: what the search for near-duplicates decided; None where it has nothing to say of this document.
-      grams: those of `Treatment.grams` that are not common.
+      grams: those of `treatment.grams` that are not common.
     """
-    if not record.kept:
-        return Finished(record, [])
-    if duplicate is not None:
-        record.decisions.append(duplicate)
-        if not duplicate.kept:
-            return Finished(record, [])
-    texts = [record.text]
-    if record.grams and np.isin(np.array(record.grams, np.uint64), grams).any():
-        texts, decision = contamination.cut(record.text, grams)
+    if record.kept and verdict.duplicate is not None:
+        record.decisions.append(verdict.duplicate)
+    text, size = record.text, None
+    if record.kept and verdict.passages:
+        marks = np.zeros(len(exact_substrings.windows(text, treatment.passage_words)), np.uint8)
+        places, values = zip(*verdict.passages, strict=True)
+        marks[list(places)] = values
+        text, decision = exact_substrings.cut(text, marks, treatment.passage_words)
         record.decisions.append(decision)
-    return Finished(record, texts if record.kept else [])
+        size = size_of(text)
+    texts = [text]
+    # Where a passage is gone, words stand side by side that did not before.
+    if record.kept and (size or np.isin(np.array(record.grams, np.uint64), grams).any()):
+        texts, decision = contamination.cut(text, grams)
+        if decision.numbers["hits"]:
+            record.decisions.append(decision)
+    return Finished(record, texts if record.kept else [], size)
 
 
 def output_documents(finished: Finished) -> list[Document]:

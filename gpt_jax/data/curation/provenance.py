@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gpt_jax.data.curation.documents import Decision
-from gpt_jax.data.curation.passes import EXCERPT_CHARACTERS, Finished, Record
+from gpt_jax.data.curation.passes import EXCERPT_CHARACTERS, Finished, Record, size_of
 from gpt_jax.data.curation.reading import Skipped
 
 SAMPLES = 3
@@ -63,12 +63,15 @@ class Tally:
             if decision.kept and decision.stage == "cleanup":
                 _changed(own, "cleanup", size, cleaned)
                 size = cleaned
+            if decision.kept and decision.stage == "exact_substrings":
+                _changed(own, "exact_substrings", size, finished.without_passages)
+                size = finished.without_passages
             if not decision.kept:
                 name = f"{decision.stage}/{decision.reason}"
                 _count(own.counts, name, 1, *size)
                 self._sample(own, name, record, decision)
                 return
-        left = tuple(map(sum, zip(*((len(text.split()), len(text.encode())) for text in finished.texts), strict=True)))
+        left = tuple(map(sum, zip(*map(size_of, finished.texts), strict=True)))
         _changed(own, "contamination", size, left)
         _count(own.counts, KEPT, 1, *left)
         _bin(own.histograms, "words kept", *_word_bin(left[0]))

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import zstandard
 
-from gpt_jax.data.curation.documents import Decision, Document
-from gpt_jax.data.curation.passes import Finished, Record, output_documents, second_pass
+from gpt_jax.data.curation.documents import Document
+from gpt_jax.data.curation.passes import Finished, Record, Treatment, Verdict, output_documents, second_pass
 from gpt_jax.data.curation.provenance import Tally
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
@@ -104,22 +104,23 @@ def features():
 def write_shard(
     folder: Path,
     records: Iterable[Record],
-    duplicates: Mapping[str, Decision],
+    verdicts: Mapping[str, Verdict],
     grams: np.ndarray,
+    treatment: Treatment,
     output: str,
 ) -> None:
     """The second pass over the records of one shard, and its files in `folder`: SOURCE.jsonl.zst, decisions, `FACTS`.
 
     Args:
       records: sorted by id; copies of one text, which bear one id, stand beside each other.
-      duplicates: id -> the decision of the search for near-duplicates.
+      verdicts: by id, of those documents that have one.
       grams: as `second_pass` takes them.
       output: one of `FORMATS`.
     """
     writers: dict[str, Writer] = {DECISIONS: JsonLines(folder / DECISIONS)}
     tally, rows = Tally(), collections.Counter()
     for record, copies in _without_copies(records):
-        finished = second_pass(record, duplicates.get(record.id), grams)
+        finished = second_pass(record, verdicts.get(record.id, Verdict()), grams, treatment)
         written = output_documents(finished)
         for document in written:
             name = f"{document.source}.{output}"

@@ -2,6 +2,7 @@
 
 work/chunks/000012/   records of a chunk of input after the first pass, and what duplicates are found by
 work/edges/07.npy     near-duplicates that met in band 7
+work/passages/03.npy  repeated passages whose hash leaves 3 when divided
 work/shards/00003/    the finished files of a shard
 """
 
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_jax.data.curation import near_duplicates
-from gpt_jax.data.curation.passes import Record, shard_of, shingles_of
+from gpt_jax.data.curation import exact_substrings, near_duplicates
+from gpt_jax.data.curation.passes import Record, Treatment, shard_of, shingles_of
 from gpt_jax.data.curation.reading import Skipped
 
 _OPEN_FILES = 256
@@ -62,7 +63,9 @@ class Chunk:
     skipped: list[Skipped]
 
 
-def write_chunk(folder: Path, records: Sequence[Record], skipped: Sequence[Skipped], shards: int, bands: bool) -> None:
+def write_chunk(
+    folder: Path, records: Sequence[Record], skipped: Sequence[Skipped], shards: int, treatment: Treatment
+) -> None:
     """Writes a chunk whose records stand by (shard, id), so that each shard is one part of the file."""
     by_shard = sorted(records, key=lambda record: (shard_of(record.id, shards), record.id, record.place))
     with open(folder / "records.jsonl", "wb") as file:
@@ -70,12 +73,14 @@ def write_chunk(folder: Path, records: Sequence[Record], skipped: Sequence[Skipp
         for record in by_shard:
             starts[shard_of(record.id, shards) + 1] += file.write(json.dumps(record.as_json()).encode() + b"\n")
     np.save(folder / "shard_starts.npy", np.cumsum(starts))
-    if bands:
+    if treatment.similarity is not None:
         sets = [shingles_of(record) for record in by_shard if record.kept]
         keys = near_duplicates.band_keys(near_duplicates.signatures(sets))
         np.save(folder / "keys.npy", np.ascontiguousarray(keys.T))
-        np.save(folder / "shingles.npy", np.concatenate([np.zeros(0, np.uint64), *sets]))
-        np.save(folder / "shingle_starts.npy", np.cumsum([0, *map(len, sets)]))
+        _save_lists(folder, "shingles", sets)
+    if treatment.passage_words is not None:
+        windows = [exact_substrings.windows(record.text, treatment.passage_words) for record in by_shard if record.kept]
+        _save_lists(folder, "windows", windows)
     index = Chunk(
         ids=[record.id for record in by_shard],
         named_by_text=[record.named_by_text for record in by_shard],
@@ -86,6 +91,16 @@ def write_chunk(folder: Path, records: Sequence[Record], skipped: Sequence[Skipp
         skipped=list(skipped),
     )
     (folder / "index.json").write_text(json.dumps(asdict(index)))
+
+
+def _save_lists(folder: Path, name: str, lists: Sequence[np.ndarray]) -> None:
+    np.save(folder / f"{name}.npy", np.concatenate([np.zeros(0, np.uint64), *lists]))
+    np.save(folder / f"{name}_starts.npy", np.cumsum([0, *map(len, lists)]))
+
+
+def read_lists(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The `name` (shingles or windows) of a chunk's kept records: their starts, and all of them, left on the disk."""
+    return np.load(folder / f"{name}_starts.npy"), np.load(folder / f"{name}.npy", mmap_mode="r")
 
 
 def read_chunk(folder: Path) -> Chunk:
@@ -113,10 +128,10 @@ def places_of(document_id: str, folder: Path) -> list[str]:
 
 @functools.lru_cache(_OPEN_FILES)
 def _shingles(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    return np.load(folder / "shingle_starts.npy"), np.load(folder / "shingles.npy", mmap_mode="r")
+    return read_lists(folder, "shingles")
 
 
 def shingles_at(folder: Path, position: int) -> np.ndarray:
-    """The shingles of the `position`th kept record of a chunk; the file stays on the disk."""
+    """The shingles of the `position`th kept record of a chunk."""
     starts, values = _shingles(folder)
     return values[starts[position] : starts[position + 1]]
