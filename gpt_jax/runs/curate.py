@@ -314,17 +314,36 @@ def address_of(config: ConfigDict, place: str, source: str) -> str:
     return f"file:{place}/documents/{source}/*.jsonl.zst"
 
 
-def why(workdir: Path, document_id: str) -> dict[str, Any]:
-    """Prints and returns what was decided about a document. UserError: there is no such document, or no decisions."""
-    files = sorted((workdir / "decisions").glob("*-of-*.jsonl.zst"))
+def why(workdir: Path, document: str) -> dict[str, Any]:
+    """Prints and returns what was decided about a document, called by its id or by where it stands.
+
+    UserError: there is no such document, or no decisions.
+    """
+    manifest = workdir / "manifest.json"
+    place = json.loads(manifest.read_bytes())["place"] if manifest.exists() else None
+    folder = Path(place or workdir) / "decisions"
+    files = sorted(folder.glob("*-of-*.jsonl.zst"))
     if not files:
-        raise UserError(f"--workdir={workdir}: no decisions of a curation there. Name the workdir of one that is done.")
-    with open(files[shard_of(document_id, len(files))], "rb") as file:
-        row = next((row for row in read_decisions(file) if row["id"] == document_id), None)
-    if row is None:
         raise UserError(
-            f"why: no document {document_id!r} in {workdir / 'decisions'}. Ids are written SOURCE:ID, as in report.md "
-            "and in the files of documents/ (there without #1, #2, ... behind)."
+            f"no decisions of a curation in {folder}. Name the --workdir of one that is done; if its beam.output is not on "
+            "this machine, copy decisions/ from there into a folder and name that."
         )
-    print("\n".join(explain(row)))
-    return row
+    by_id = ([files[shard_of(document, len(files))]], lambda row: row["id"] == document)
+    by_place = (files, lambda row: any(stands_at(place, document) for place in (row["place"], *row["copies"])))
+    for searched, fits in (by_id, by_place):
+        for path in searched:
+            with open(path, "rb") as file:
+                for row in read_decisions(file):
+                    if fits(row):
+                        print("\n".join(explain(row)))
+                        return row
+    raise UserError(
+        f"why: no document {document!r} in {folder}. Ids are written SOURCE:ID, as in report.md and in "
+        "the files of documents/ (there without #1, #2, ... behind); a text file may be called by its name, a line by "
+        "its own too: 'crawl-3.jsonl.zst, line 17'."
+    )
+
+
+def stands_at(place: str, named: str) -> bool:
+    """Whether `named` is the place, or the end of its path from a name on."""
+    return place == named or place.endswith(f"/{named}")

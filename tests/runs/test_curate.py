@@ -108,6 +108,13 @@ def test_why_tells_what_was_decided_about_a_document(curated, capsys, monkeypatc
     assert all(word in told for word in words), told
 
 
+def test_why_takes_the_place_of_a_document_for_its_name(curated):
+    assert curate.why(curated, "web/part1.jsonl.zst, line 1")["id"] == "web:good-1"
+    assert curate.why(curated, "part0.jsonl.zst, line 18")["id"].startswith("web:")
+    with pytest.raises(UserError):
+        curate.why(curated, "art1.jsonl.zst, line 1")
+
+
 def test_why_names_the_other_places_of_a_copied_text(curated, capsys):
     name = next(name for name in kept(curated) if len(name) == 36 and "the same text" in _told(curated, name, capsys))
     assert name.startswith("web:")
@@ -237,6 +244,20 @@ def start(crawl: Path, workdir: Path) -> subprocess.Popen:
         cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def test_ctrl_c_ends_it_with_its_workers_and_the_next_start_goes_on(crawl, curated, tmp_path):
+    process = start(crawl, tmp_path)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("work/chunks/[0-9]*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    children = _children_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 128 + signal.SIGINT and "Traceback" not in output, output
+    assert not [pid for pid in children if _alive(pid)]
+    curate.run(config_of(crawl, workers=1), tmp_path)
+    assert outputs(tmp_path) == outputs(curated)
 
 
 def test_a_killed_curation_goes_on_and_writes_the_same(crawl, curated, tmp_path):
