@@ -232,14 +232,14 @@ def all_similar_pairs(sets: list[np.ndarray], least: float):
 
 def edges_of(names, sets, keys) -> list[tuple[str, str, float]]:
     """The edges of all buckets of all bands, one band after the other; sets: shingles by index."""
-    edges = []
+    edges = set()
     for band in keys.T:
         order = np.argsort(band, kind="stable")
         bounds = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]], append=~band[order[-1:]]))
         for start, stop in zip(bounds, bounds[1:], strict=False):
             if stop - start > 1:
-                edges += near.bucket_edges([(names[i], sets[i]) for i in order[start:stop]])
-    return sorted(set(edges))
+                edges.update(near.bucket_edges([(names[i], sets[i]) for i in order[start:stop]]))
+    return sorted(edges)
 
 
 def editions(data: Path):
