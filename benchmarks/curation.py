@@ -144,7 +144,7 @@ def duplicates(data: Path):
     names = [f"{i:04d}" for i in range(len(texts))]
     sets = [near.shingles(text) for text in texts]
     keys = near.band_keys(near.signatures(sets))
-    edges = edges_of(names, sets, keys)
+    edges = edges_of(names.__getitem__, sets.__getitem__, keys)
     cluster_of = near.clusters(edges)
     found = {(int(a), int(b)) for a, b, _ in edges}
     bins = defaultdict(lambda: [0, 0, 0, 0])
@@ -230,15 +230,15 @@ def all_similar_pairs(sets: list[np.ndarray], least: float):
     return zip(common.row[chosen], common.col[chosen], similarity[chosen], strict=True)
 
 
-def edges_of(names, sets, keys) -> list[tuple[str, str, float]]:
-    """The edges of all buckets of all bands, one band after the other; sets: shingles by index."""
+def edges_of(name, shingles, keys: np.ndarray) -> list[tuple[str, str, float]]:
+    """The edges of all buckets of all bands, one band after the other; name and shingles: by index."""
     edges = set()
     for band in keys.T:
         order = np.argsort(band, kind="stable")
         bounds = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]], append=~band[order[-1:]]))
         for start, stop in zip(bounds, bounds[1:], strict=False):
             if stop - start > 1:
-                edges.update(near.bucket_edges([(names[i], sets[i]) for i in order[start:stop]]))
+                edges.update(near.bucket_edges([(name(i), shingles(i)) for i in order[start:stop]]))
     return sorted(edges)
 
 
@@ -247,7 +247,9 @@ def editions(data: Path):
     texts = novels(data)
     names = list(texts)
     sets = [near.shingles(text) for text in texts.values()]
-    joined = {(a, b) for a, b, _ in edges_of(names, sets, near.band_keys(near.signatures(sets)))}
+    joined = {
+        (a, b) for a, b, _ in edges_of(names.__getitem__, sets.__getitem__, near.band_keys(near.signatures(sets)))
+    }
     pairs = sorted(all_similar_pairs(sets, 0.0), key=lambda pair: -pair[2])[:4]
     rows = []
     for a, b, similarity in pairs:
@@ -270,7 +272,7 @@ def _grown(number: int, times: dict[str, float], folder: Path) -> dict:
     """Chunk by chunk to files of band keys and shingles; then band by band."""
     clock = time.process_time
     keys = np.memmap(folder / "keys", np.uint64, "w+", shape=(near.BANDS, number))
-    lengths, planted, done = [], 0, 0
+    lengths, planted = [], 0
     with open(folder / "shingles", "wb") as file:
         for chunk in range(0, number, 10_000):
             texts, copies = short_documents(chunk)
@@ -283,20 +285,11 @@ def _grown(number: int, times: dict[str, float], folder: Path) -> dict:
             times["signatures and bands"] += clock() - started
             file.write(b"".join(own.tobytes() for own in sets))
             lengths += [len(own) for own in sets]
-            done += len(texts)
-    flat = np.memmap(folder / "shingles", np.uint64, "r")
+    flat = np.asarray(np.memmap(folder / "shingles", np.uint64, "r"))
     starts = np.concatenate([[0], np.cumsum(lengths)])
 
-    class Sets:
-        def __getitem__(self, i):
-            return flat[starts[i] : starts[i + 1]]
-
-    class Names:
-        def __getitem__(self, i):
-            return f"{i:07d}"
-
     started = clock()
-    edges = edges_of(Names(), Sets(), keys.T)
+    edges = edges_of("{:07d}".format, lambda i: flat[starts[i] : starts[i + 1]], keys.T)
     times["buckets"] = clock() - started
     started = clock()
     cluster_of = near.clusters(edges)
