@@ -37,6 +37,7 @@ def signatures(shingle_sets: Sequence[np.ndarray], permutations: int = PERMUTATI
     """The MinHash signature of each set (uint64 [n_i]) by rensa's R-MinHash, uint32 [len(shingle_sets), permutations].
 
     They are comparable among themselves only: another version of rensa's algorithm gives others (setup.cfg pins it).
+    From some hundred documents on rensa uses all cores; RAYON_NUM_THREADS=1 in the environment leaves it one.
     UserError: rensa is not installed.
     """
     if not shingle_sets:

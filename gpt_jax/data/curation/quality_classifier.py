@@ -117,9 +117,10 @@ def agreement(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def keep(score: float, document_id: str, *, seed: int, alpha: float = ALPHA) -> Decision:
     """Kept where a draw of numpy's pareto(alpha) exceeds 1 - score: with probability (2 - score)^-alpha."""
+    score = float(score)  # NumPy's would make NumPy's bool, which json does not write
     pareto = uniform(seed, document_id) ** (-1 / alpha) - 1
     kept = pareto > 1 - score
-    numbers = {"score": float(score), "pareto": pareto, "needed": 1 - float(score)}
+    numbers = {"score": score, "pareto": pareto, "needed": 1 - score}
     return Decision("quality_classifier", kept, "" if kept else "pareto", numbers)
 
 

@@ -2,12 +2,15 @@
 
 import itertools
 import random
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_jax.data.books import find_books
 from gpt_jax.data.curation.near_duplicates import (
     COMPARISONS,
     band_keys,
@@ -18,7 +21,9 @@ from gpt_jax.data.curation.near_duplicates import (
     shingles,
     signatures,
 )
+from gpt_jax.errors import UserError
 
+BOOKS = ("chesterton-thursday.txt", "chesterton-brown.txt")
 # signatures of the shingles of "one two three four five six seven" by rensa 0.5.0, and the keys of their bands
 GOLDEN_SIGNATURE = [3543120846, 3848635203, 1328247279, 3561104084, 3834000457, 3255927709, 3276882547, 3246503196]
 GOLDEN_KEYS = [9214993362226137788, 857868378905880529, 54107484558692195]
@@ -143,3 +148,21 @@ def test_a_cluster_is_named_by_its_least_id_whatever_the_order_of_the_edges(pair
 )
 def test_the_best_of_a_cluster_has_the_highest_score_then_most_text_then_the_least_id(kept, candidates):
     assert best(candidates) == best(reversed(candidates)) == kept
+
+
+def test_two_editions_of_a_novel_are_found_and_another_novel_of_its_author_is_not():
+    archive = Path(__file__).resolve().parents[4] / "shared/data/books/novels97.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"measures with {archive}, which is not here")
+    with tarfile.open(archive, "r|xz") as novels:  # read up to the one that is wanted, not whole
+        edition = next(
+            novels.extractfile(file).read().decode() for file in novels if "Chesterton_Thursday" in file.name
+        )
+    try:
+        books = {path.name: path.read_text("utf-8") for path in find_books() if path.name in BOOKS}
+    except UserError as error:
+        pytest.skip(str(error))
+    sets = {name: shingles(text) for name, text in {"novels97": edition, **books}.items()}
+    cluster_of, edges = deduplicated(sets)
+    assert cluster_of == dict.fromkeys(["chesterton-thursday.txt", "novels97"], "chesterton-thursday.txt")
+    assert edges[0][2] > 0.95

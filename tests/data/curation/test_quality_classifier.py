@@ -1,6 +1,8 @@
 """The classifier learns what good text looks like; the keep rule follows GPT-3's law and nothing but seed and id."""
 
+import json
 import random
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ def test_a_document_is_kept_with_probability_two_minus_score_to_the_minus_nine(s
 def test_the_decision_follows_from_seed_and_id_alone_and_tells_its_numbers():
     decision = keep(0.9, "crawl-17", seed=3)
     assert decision == keep(0.9, "crawl-17", seed=3)
+    assert json.loads(json.dumps(asdict(keep(np.float64(0.9), "crawl-17", seed=3)))) == asdict(decision)
     assert decision.numbers == {"score": 0.9, "needed": 1 - 0.9, "pareto": uniform(3, "crawl-17") ** (-1 / 9) - 1}
     assert decision.kept == (decision.numbers["pareto"] > decision.numbers["needed"])
     draws = {uniform(seed, name) for seed in (0, 1) for name in ("a", "b", "\ud800")}
