@@ -67,7 +67,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             ),
             output=dict(
                 format="jsonl.zst",  # jsonl.zst | array_record
-                shards=placeholder(int),  # of each source; by default one for 128 MB of input
+                shards=placeholder(int),  # of each source; by default one for 32 MB of input
             ),
             runner="local",  # local | beam
             workers=0,  # processes of the local runner; 0: all cores

@@ -43,7 +43,7 @@ from gpt_jax.progress import clock
 from gpt_jax.runs.workdir import environment, open_workdir
 
 FREE_TO_CHANGE = ("workers", "why", "beam.options")
-BYTES_A_SHARD = 2**27
+BYTES_A_SHARD = 2**25
 RUNNERS = ("local", "beam")
 
 
@@ -325,8 +325,8 @@ def why(workdir: Path, document: str) -> dict[str, Any]:
     files = sorted(folder.glob("*-of-*.jsonl.zst"))
     if not files:
         raise UserError(
-            f"no decisions of a curation in {folder}. Name the --workdir of one that is done; if its beam.output is not on "
-            "this machine, copy decisions/ from there into a folder and name that."
+            f"no decisions of a curation in {folder}. Name the --workdir of one that is done; if its beam.output is "
+            "not on this machine, copy decisions/ from there into a folder and name that."
         )
     by_id = ([files[shard_of(document, len(files))]], lambda row: row["id"] == document)
     by_place = (files, lambda row: any(stands_at(place, document) for place in (row["place"], *row["copies"])))

@@ -81,7 +81,9 @@ def _samples(own: SourceTally) -> list[str]:
     lines = []
     for name, samples in sorted(own.samples.items()):
         lines += ["", f"### {name.replace('/', ': ')}", ""]
+        rule = name.partition("/")[2].removeprefix("max_").removeprefix("min_")
         for _, document_id, numbers, text in samples:
+            numbers = {rule: numbers[rule]} if rule in numbers else numbers  # of the many that rules measure
             told = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                              for key, value in numbers.items() if value)  # fmt: skip
             lines += [f"- {_cell(document_id)} ({_cell(told)})", f"  > {_cell(text)}"]
