@@ -18,7 +18,7 @@ from gpt_jax.data.curation.cleanup import Cleanup
 from gpt_jax.data.curation.evaluation_sets import evaluation_texts
 from gpt_jax.data.curation.learning import learn
 from gpt_jax.data.curation.passes import Treatment, shard_of
-from gpt_jax.data.curation.provenance import KEPT, SourceTally, Tally, explain
+from gpt_jax.data.curation.provenance import KEPT, SourceTally, Tally, explain, harmless
 from gpt_jax.data.curation.quality_rules import Thresholds
 from gpt_jax.data.curation.reading import Format, InputFile, OpenPath, Skipped, input_files
 from gpt_jax.data.curation.report import emptiness, overview, write_curation_report
@@ -335,7 +335,7 @@ def why(workdir: Path, document: str) -> dict[str, Any]:
             with open(path, "rb") as file:
                 for row in read_decisions(file):
                     if fits(row):
-                        print("\n".join(explain(row)))
+                        print("\n".join(map(harmless, explain(row))))
                         return row
     raise UserError(
         f"why: no document {document!r} in {folder}. Ids are written SOURCE:ID, as in report.md and in "

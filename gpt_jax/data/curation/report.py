@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.data.curation.passes import STAGES
-from gpt_jax.data.curation.provenance import KEPT, READ, SHARE_BINS, SourceTally, Tally
+from gpt_jax.data.curation.provenance import KEPT, READ, SHARE_BINS, SourceTally, Tally, harmless
 from gpt_jax.data.curation.quality_classifier import Classifier
 from gpt_jax.data.curation.reading import Skipped
 from gpt_jax.errors import UserError
@@ -92,7 +92,7 @@ def _samples(own: SourceTally) -> list[str]:
 
 def _cell(text: str) -> str:
     """On one line, and without what Markdown would act on."""
-    text = " ".join(text.split())
+    text = " ".join(harmless(text).split())
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!~&" else c for c in text)
 
 
