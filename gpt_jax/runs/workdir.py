@@ -17,7 +17,6 @@ import jax
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import do_on_main_process, is_main_process
 
-
 LOCK = ".lock"
 
 

@@ -192,6 +192,6 @@ def _check(template: Template, where: str) -> None:
         raise UserError(f"{where}: not a format string ({error}). A brace that is meant is written twice.") from None
     if strange := [name for name in columns if not name or name.isdigit()]:
         raise UserError(
-            f"{where}: {{{strange[0]}}} names no column: braces hold a column's name, as in {{question}}. A brace that is "
-            "meant is written twice."
+            f"{where}: {{{strange[0]}}} names no column: braces hold a column's name, as in {{question}}. A brace "
+            "that is meant is written twice."
         )
