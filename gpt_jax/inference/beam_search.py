@@ -29,6 +29,19 @@ class Beam:
     ended: bool
 
 
+def check_beams(beams: int, vocabulary_size: int, ends: int) -> int:
+    """How many extensions a step has to look at for `beams` open texts, `ends` being the tokens that end one.
+
+    Raises:
+      UserError: the vocabulary has fewer.
+    """
+    candidates = max(2, 1 + ends) * beams
+    if candidates > vocabulary_size:
+        most = vocabulary_size // max(2, 1 + ends)
+        raise UserError(f"beams={beams}: a vocabulary of {vocabulary_size:,} tokens has enough for at most {most:,}.")
+    return candidates
+
+
 def beam_search(
     engine: Engine, prompt: list[int], *, beams: int, max_new_tokens: int, length_penalty: float = 1.0
 ) -> list[Beam]:
@@ -48,9 +61,7 @@ def beam_search(
         raise UserError(f"beams={beams}, max_new_tokens={max_new_tokens}: expected at least 1 of each.")
     engine.check_prompt(prompt, max_new_tokens)
     config, vocabulary = engine.config, engine.vocabulary
-    candidates = max(2, 1 + len(vocabulary.ends)) * beams
-    if candidates > vocabulary.size:
-        raise UserError(f"beams={beams}: a vocabulary of {vocabulary.size:,} has candidates for fewer.")
+    candidates = check_beams(beams, vocabulary.size, len(vocabulary.ends))
     with jax.set_mesh(engine.mesh):
         length = min(incremental.power_of_two(len(prompt) + max_new_tokens, 64), engine.length)
         cache = _beams_of(engine.prefilled(prompt[:-1]), config=config, beams=beams, length=length)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from gpt_jax import terminal
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError, did_you_mean
 from gpt_jax.inference.engine import Engine
@@ -28,8 +29,6 @@ HELP = """\
 Ctrl-C stops an answer. A message that begins with a slash is sent with a space before it."""
 COMMANDS = ("/reset", "/save", "/quit", "/help")
 PROMPT = ">>> "
-# What could steer a terminal is shown as a sign.
-_HARMLESS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
 def run(config: ConfigDict, workdir: Path) -> list[dict[str, str]]:
@@ -109,11 +108,11 @@ class Chat:
         with interruptible() as interrupted:
             while self._engine.busy and not interrupted:
                 for event in self._engine.step():
-                    show(stream.push(event.tokens))
+                    terminal.write(stream.push(event.tokens), sys.stdout)
                 if stream.stopped is not None:
                     break
         self._engine.cancel(request)
-        show(stream.finish() + "\n")
+        terminal.write(stream.finish() + "\n", sys.stdout)
         return stream.text, bool(interrupted)
 
 
@@ -174,12 +173,6 @@ def save(name: str, conversation: Conversation) -> None:
         say(f"/save: {path} cannot be written ({error.strerror})")
     else:
         say(f"saved: {path}")
-
-
-def show(text: str) -> None:
-    """Prints a part of an answer at once."""
-    sys.stdout.write(text.translate(_HARMLESS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
 
 
 @contextlib.contextmanager

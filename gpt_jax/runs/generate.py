@@ -11,10 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from gpt_jax import configuration
+from gpt_jax import configuration, terminal
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
-from gpt_jax.inference.beam_search import beam_search
+from gpt_jax.inference.beam_search import beam_search, check_beams
 from gpt_jax.inference.engine import Engine
 from gpt_jax.inference.generation import STEPS, Continuation, Piece, continue_prompts
 from gpt_jax.inference.sampling import Sampling
@@ -51,6 +51,8 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
     tokenizer = pretrained.tokenizer(config.tokenizer.path)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     check_prompts(ids, config.max_new_tokens, model.context_length)
+    if config.beams:
+        check_beams(config.beams, tokenizer.vocab_size, len(pretrained.end_ids(tokenizer)))
     resumed = config.prompt is None  # a single prompt is asked anew each time, and another may follow it
     with open_workdir(workdir):
         facts = {"prompts": prompts, "tokenizer": tokenizer.fingerprint}
@@ -233,7 +235,7 @@ def draw(
     count = sum(map(len, wanted))
     live = count == len(ids) == config.samples == 1
     if live and is_main_process():
-        print(generations.prompts[0], end="", flush=True)
+        terminal.write(generations.prompts[0], sys.stdout)
     steps = 1 if live else STEPS
     pieces = continue_prompts(
         engine, tokenizer, ids, sampling, stop=config.stop, samples=samples, steps=steps
@@ -242,7 +244,7 @@ def draw(
     with tqdm(total=count, unit="text", disable=live or not (is_main_process() and sys.stderr.isatty())) as bar:
         for piece in stopwatch.watch(pieces):
             if live and is_main_process():
-                print(piece.text, end="", flush=True)
+                terminal.write(piece.text, sys.stdout)
             found = piece.so_far
             if found.finished:
                 told = {} if config.logprobs is None else {"logprobs": told_logprobs(found, tokenizer)}
@@ -323,6 +325,7 @@ def told_logprobs(found: Continuation, tokenizer: Tokenizer) -> list[Row]:
 def show(rows: list[Row], most: int = 10) -> None:
     """Prints the first continuations behind their prompts."""
     for row in sorted(rows, key=lambda row: (row["index"], row["sample"]))[:most]:
-        print(f"--- prompt {row['index']}, sample {row['sample']} ({row['finished']})\n{row['prompt']}{row['text']}")
+        print(f"--- prompt {row['index']}, sample {row['sample']} ({row['finished']})")
+        terminal.write(f"{row['prompt']}{row['text']}\n", sys.stdout)
     if len(rows) > most:
         print(f"--- and {len(rows) - most:,} more")

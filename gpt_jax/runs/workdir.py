@@ -15,20 +15,29 @@ from typing import IO, Any
 import jax
 
 from gpt_jax.errors import UserError
-from gpt_jax.parallel.runtime import do_on_main_process
+from gpt_jax.parallel.runtime import do_on_main_process, is_main_process
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def open_workdir(path: Path) -> Iterator[Path]:
     """Creates the folder where it is absent and keeps other runs out of it for as long as the block lasts.
 
+    A run that is refused in the block leaves no folder that it has not written to.
+
     Raises:
       UserError: when the folder cannot be written, another process is at work in it, or its disk becomes full.
     """
     with contextlib.ExitStack() as stack:
+        is_new = not path.exists()
         do_on_main_process(lambda: stack.enter_context(_lock(path)))
         try:
             yield path
+        except UserError:
+            if is_main_process():
+                _leave_no_trace(path, is_new)
+            raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -42,7 +51,7 @@ def _lock(path: Path) -> IO:
     """The lock file of the folder, locked; the kernel lets go of it when the process ends, however it ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "a")
+        lock = open(path / LOCK, "a")
     except OSError as error:
         raise UserError(
             f"--workdir={path}: cannot be written ({error.strerror}). Choose a folder that can: --workdir=DIR."
@@ -56,6 +65,14 @@ def _lock(path: Path) -> IO:
             "--workdir."
         ) from None
     return lock
+
+
+def _leave_no_trace(path: Path, is_new: bool) -> None:
+    """Removes the lock, and a folder that `is_new`, after a run that was refused before it wrote anything."""
+    if [entry.name for entry in path.iterdir()] == [LOCK]:
+        (path / LOCK).unlink()
+        if is_new:
+            path.rmdir()
 
 
 def cache_folder(configured: str | None) -> Path:

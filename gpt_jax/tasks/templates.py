@@ -91,7 +91,7 @@ class Template:
     def columns(self) -> tuple[str, ...]:
         """The columns that its format strings and its gold name."""
         texts = (self.context, *self.choices, *self.options, self.continuation, *self.answers)
-        named = [name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name]
+        named = [name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name is not None]
         return tuple(dict.fromkeys([*named, *filter(None, (self.gold, self.group))]))
 
 
@@ -187,6 +187,11 @@ def _check(template: Template, where: str) -> None:
     if template.beams < 0:
         raise UserError(f"{where}.beams={template.beams}: expected a number from 1 on, or 0 for none.")
     try:
-        _ = template.columns
+        columns = template.columns
     except ValueError as error:
         raise UserError(f"{where}: not a format string ({error}). A brace that is meant is written twice.") from None
+    if strange := [name for name in columns if not name or name.isdigit()]:
+        raise UserError(
+            f"{where}: {{{strange[0]}}} names no column: braces hold a column's name, as in {{question}}. A brace "
+            "that is meant is written twice."
+        )

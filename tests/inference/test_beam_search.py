@@ -68,7 +68,7 @@ def test_one_beam_is_greedy(family):
     [
         (dict(beams=0, max_new_tokens=4), "beams=0"),
         (dict(beams=2, max_new_tokens=0), "max_new_tokens=0"),
-        (dict(beams=40, max_new_tokens=4), "beams=40: a vocabulary of 61"),
+        (dict(beams=40, max_new_tokens=4), "beams=40: a vocabulary of 61 tokens has enough for at most 30"),
         (dict(beams=2, max_new_tokens=1000), "Ask for at most"),
     ],
 )

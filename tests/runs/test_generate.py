@@ -101,6 +101,7 @@ def test_standard_input_is_read(model, tmp_path):
         (("--config.prompt=a", "--config.temperature=0", "--config.top_k=4"), "top_k=4"),
         (("--config.prompt=a", "--config.stop=('',)"), "empty stop string"),
         (("--config.prompt=a", "--config.beams=2"), "temperature=0.8"),
+        (("--config.prompt=a", "--config.beams=5000", "--config.temperature=0"), "for at most"),
         (("--config.prompt=a", "--config.samples=0"), "samples=0"),
         (("--config.prompts=absent.txt",), "absent.txt: cannot be read"),
         (("--config.prompts=README.md",), "is empty"),

@@ -40,10 +40,7 @@ PRETRAIN = shipped("pretrain")
 
 
 SCRATCH = [preset for preset in PRETRAIN.PRESETS if preset != "weights"]  # that one needs init_from
-TRACED = [
-    "books", "gpt1", "gpt1-released", "gpt2-small", "gpt3-125M", "llama1-7B", "llama2-70B", "llama3.2-1B",
-    "qwen2.5-0.5B",
-]  # fmt: skip
+TRACED = ["books", "gpt1", "gpt1-released", "gpt2-small", "gpt3-125M", "llama1-7B", "llama3.2-1B", "qwen2.5-0.5B"]
 
 
 @pytest.mark.parametrize("preset", SCRATCH)

@@ -95,7 +95,7 @@ def test_a_seed_more_does_only_the_new_runs(done, pretrained, tables, monkeypatc
 
 def test_runs_with_the_same_step_compile_it_once(done, pretrained, tables, tmp_path):
     finetune.make_program.cache_clear()
-    assert study(tmp_path / "run", pretrained, tables, "--config.seeds=2") == 0
+    assert study(tmp_path / "run", pretrained, tables, variants=("full",)) == 0
     assert finetune.make_program.cache_info().misses == 1
 
 

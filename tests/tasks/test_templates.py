@@ -140,6 +140,8 @@ def test_an_own_template_needs_nothing_but_its_columns():
         ("piqa", {}, {"normalisation": "word"}, ["normalisation='word'", "token"]),
         ("piqa", {}, {"metrics": ("acuracy",)}, ["'acuracy'", "Did you mean 'accuracy'?"]),
         ("piqa", {}, {"context": "{goal"}, ["not a format string"]),
+        ("piqa", {}, {"context": "{goal} {}"}, ["{} names no column", "{question}"]),
+        ("piqa", {}, {"context": "{0}"}, ["{0} names no column"]),
         ("translation", {}, {"stop": ("",)}, ["no stop string may be empty"]),
     ],
 )  # fmt: skip

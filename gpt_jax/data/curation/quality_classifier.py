@@ -97,7 +97,8 @@ def train(positives: Sequence[str], negatives: Sequence[str], *, seed: int) -> C
     regression = require("sklearn.linear_model", "data").LogisticRegression(
         C=INVERSE_PENALTY, class_weight="balanced", solver="liblinear", random_state=0
     )
-    regression.fit(features[~held_out], labels[~held_out])
+    with require("threadpoolctl", "data").threadpool_limits(1, "blas"):  # or the last bits follow the number of cores
+        regression.fit(features[~held_out], labels[~held_out])
     classifier = Classifier(regression.coef_[0], float(regression.intercept_[0]), {})
     return replace(classifier, held_out=agreement(classifier.probabilities(features[held_out]), labels[held_out]))
 

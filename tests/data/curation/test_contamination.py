@@ -76,6 +76,14 @@ def test_the_pieces_are_the_exact_text_between_the_windows(parts):
         assert decision.numbers["pieces"] == len(pieces)
 
 
+def test_the_window_is_of_200_characters_and_so_is_the_least_piece():
+    for filler in (399, 398):
+        text = f"{'x' * filler} {EVALUATION[1]} {'y' * filler}"
+        pieces, decision = cut(text, GRAMS)
+        assert pieces == ([text[:200], text[-200:]] if filler == 399 else [])
+        assert decision.reason == ("" if filler == 399 else "scraps")
+
+
 def test_a_document_of_ten_pieces_stays_and_of_eleven_goes():
     filler = "x" * 1000
     for hits, kept in ((9, True), (10, False)):

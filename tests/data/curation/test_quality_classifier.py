@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from gpt_jax.data.curation.quality_classifier import agreement, keep, load, train, uniform
 from gpt_jax.errors import UserError
@@ -59,8 +60,13 @@ def test_good_text_scores_high_and_crawl_low_and_held_out_texts_say_so(classifie
     assert np.isfinite(classifier.score(["", "\ud800 odd", "?"])).all()
 
 
-def test_training_again_gives_the_same_classifier(classifier):
-    assert train(GOOD, CRAWL, seed=0).fingerprint == classifier.fingerprint
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_again_gives_the_same_classifier_on_any_number_of_cores(classifier, threads):
+    with threadpool_limits(threads):
+        assert train(GOOD, CRAWL, seed=0).fingerprint == classifier.fingerprint
+
+
+def test_another_seed_holds_other_texts_out(classifier):
     assert train(GOOD, CRAWL, seed=1).fingerprint != classifier.fingerprint
 
 
