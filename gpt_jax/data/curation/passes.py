@@ -178,7 +178,7 @@ def second_pass(record: Record, verdict: Verdict, grams: np.ndarray, treatment: 
         size = size_of(text)
     texts = [text]
     # Where a passage is gone, words stand side by side that did not before.
-    if record.kept and (size or np.isin(np.array(record.grams, np.uint64), grams).any()):
+    if record.kept and (size or record.grams):
         texts, decision = contamination.cut(text, grams)
         if decision.numbers["hits"]:
             record.decisions.append(decision)
