@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from small_crawl import config_of, documents, kept, outputs, question, write, write_crawl
 
 from gpt_jax.data.curation import local_runner, work_folder
 from gpt_jax.data.sources import open_source
@@ -20,8 +21,6 @@ from gpt_jax.main import main
 from gpt_jax.runs import curate
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "data" / "curation"))
-from crawl import config_of, documents, kept, outputs, question, write, write_crawl  # noqa: E402
 
 
 @pytest.fixture(scope="module")

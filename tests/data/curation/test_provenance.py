@@ -1,9 +1,9 @@
 """Tallies add up: whatever the parts, and what came in is what went out and what was lost."""
 
 import numpy as np
-from crawl import documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_crawl import documents
 
 from gpt_jax.data.curation.cleanup import Cleanup
 from gpt_jax.data.curation.documents import Decision, Document

@@ -9,8 +9,9 @@ from pathlib import Path
 import zstandard
 from ml_collections import ConfigDict
 
-from configs.curate import get_config
+from gpt_jax.main import parse_flags
 
+ROOT = Path(__file__).resolve().parents[1]
 _draw = random.Random(7)
 WORDS = [
     "".join(_draw.choice("bdfgklmnprstvz") + _draw.choice("aeiou") for _ in range(_draw.randint(1, 4)))
@@ -76,7 +77,7 @@ def write_crawl(folder: Path, *, files: int = 3, order: int | None = None) -> Pa
 def config_of(crawl: Path, **fields) -> ConfigDict:
     """A curation of the crawl in one process; `fields` with __ for a dot."""
     sources = {source: f"file:{crawl}/{source}/*.jsonl*" for source in ("web", "fine")}
-    config = get_config()
+    config = parse_flags(["main", f"--config={ROOT}/configs/curate.py"]).config
     settings = {
         "sources": json.dumps(sources), "workers": 1, "chunk_bytes": 8000, "output.shards": 3,
         "contamination.sets": f"file:{crawl}/questions.jsonl", "contamination.fields": ("question",),
