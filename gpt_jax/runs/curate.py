@@ -155,9 +155,9 @@ def open_sources(config: ConfigDict) -> list[InputFile]:
 def open_address(config: ConfigDict, field: str, source: str, address: str) -> list[InputFile]:
     """The files behind an address that `field` of the config names; for Beam, also those of other machines."""
     if config.runner == "beam" and "://" in address:
-        from gpt_jax.data.curation import beam_runner  # needs the extra [beam]
+        from gpt_jax.data.curation import beam_files  # needs the extra [beam]
 
-        return beam_runner.input_files(field, source, address, encoding=config.encoding)
+        return beam_files.input_files(field, source, address, encoding=config.encoding)
     return input_files(field, source, address, encoding=config.encoding)
 
 
@@ -223,9 +223,9 @@ def open_path(config: ConfigDict) -> OpenPath | None:
     """How files are opened that are not on this machine."""
     if config.runner != "beam":
         return None
-    from gpt_jax.data.curation import beam_runner
+    from gpt_jax.data.curation import beam_files
 
-    return beam_runner.open_path
+    return beam_files.open_path
 
 
 def shards_for(files: Sequence[InputFile]) -> int:
@@ -238,9 +238,9 @@ def treat(
 ) -> tuple[list[ShardFacts], list[Skipped], Store]:
     """Has the runner do the work. Returns what is in each shard, what could not be read, and where the files are."""
     if config.runner == "beam":
-        from gpt_jax.data.curation import beam_runner
+        from gpt_jax.data.curation import beam_files, beam_runner
 
-        store = beam_runner.BeamStore(config.beam.output or str(workdir), is_workdir=not config.beam.output)
+        store = beam_files.BeamStore(config.beam.output or str(workdir), is_workdir=not config.beam.output)
         return *beam_runner.run(
             files, format_of(config), treatment, shards, config.output.format, store, options=config.beam.options,
             chunk_bytes=config.chunk_bytes,

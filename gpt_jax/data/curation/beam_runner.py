@@ -12,13 +12,14 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from gpt_jax.data.curation import exact_substrings, near_duplicates, reading
+from gpt_jax.data.curation.beam_files import BeamStore, create, open_path, shard_name
 from gpt_jax.data.curation.passes import (
     Record,
     Treatment,
@@ -31,91 +32,13 @@ from gpt_jax.data.curation.passes import (
     uncommon,
 )
 from gpt_jax.data.curation.reading import Format, InputFile, Raw, Skipped
-from gpt_jax.data.curation.shards import FACTS, Move, ShardFacts, write_shard
-from gpt_jax.data.files import kind_of
+from gpt_jax.data.curation.shards import FACTS, ShardFacts, write_shard
 from gpt_jax.errors import UserError
 from gpt_jax.extras import require
 
 beam = require("apache_beam", "beam")
-filesystems = require("apache_beam.io.filesystems", "beam").FileSystems
-UNCOMPRESSED = require("apache_beam.io.filesystem", "beam").CompressionTypes.UNCOMPRESSED  # we unpack by ourselves
 
 TREATMENT = "work/treatment.pickle"  # too large for the description of a pipeline
-
-
-# --- files, wherever they are
-
-
-def open_path(path: str) -> BinaryIO:
-    """A file of any file system that Beam knows (gs://, s3://, hdfs://, a local path), opened for reading."""
-    return filesystems.open(path, compression_type=UNCOMPRESSED)
-
-
-def input_files(field: str, source: str, address: str, *, encoding: str = "utf-8") -> list[InputFile]:
-    """As `reading.input_files`, on any file system that Beam knows: `file:gs://bucket/crawl/*.jsonl.zst`."""
-    scheme, _, patterns = address.partition(":")
-    if scheme != "file":
-        return reading.input_files(field, source, address, encoding=encoding)
-    files = {}
-    for pattern in patterns.split(","):
-        try:
-            found = filesystems.match([pattern.strip()])[0].metadata_list
-        except Exception as error:  # whatever the file system of a cloud raises
-            raise UserError(f"{field}: {pattern}: cannot be looked up ({error}).") from error
-        if not found:
-            raise UserError(f"{field}: {pattern}: no such file.")
-        for one in found:
-            kind_of(Path(one.path))
-            changed = int((one.last_updated_in_seconds or 0) * 1e9)
-            files[one.path] = InputFile(source, one.path, encoding, one.size_in_bytes, changed)
-    return sorted(files.values(), key=lambda file: file.path)
-
-
-class BeamStore:
-    """A folder of any file system that Beam knows, as `shards.Store`."""
-
-    def __init__(self, root: str, *, is_workdir: bool):
-        self.root, self.place = root.rstrip("/"), None if is_workdir else root
-
-    def path(self, name: str) -> str:
-        """The whole path of what is called `name` in here."""
-        return f"{self.root}/{name}"
-
-    def put(self, files: Mapping[str, bytes]) -> None:
-        """Writes each file."""
-        for name, content in files.items():
-            _make_folder_of(self.path(name))
-            with filesystems.create(self.path(name), compression_type=UNCOMPRESSED) as file:
-                file.write(content)
-
-    def publish(self, moves: Sequence[Move]) -> None:
-        """Renames files."""
-        for move in moves:
-            made = self.path(f"{_shard_name(move.shard)}/{move.name}")
-            if filesystems.exists(made):
-                _make_folder_of(self.path(move.target))
-                filesystems.rename([made], [self.path(move.target)])
-
-    def clear(self) -> None:
-        """Removes work/."""
-        filesystems.delete([self.path("work")])
-
-
-def _make_folder_of(path: str) -> None:
-    folder = path.rpartition("/")[0]
-    if not filesystems.exists(folder):
-        try:
-            filesystems.mkdirs(folder)
-        except OSError:
-            if not filesystems.exists(folder):  # else another worker was quicker
-                raise
-
-
-def _shard_name(number: int) -> str:
-    return f"work/shards/{number:05}"
-
-
-# --- the pipeline
 
 
 def run(
@@ -149,7 +72,7 @@ def run(
         raise
     facts, skipped = [], []
     for number in range(shards):
-        with open_path(store.path(f"{_shard_name(number)}/{FACTS}")) as file:
+        with open_path(store.path(f"{shard_name(number)}/{FACTS}")) as file:
             facts.append(ShardFacts.from_json(file.read()))
     with open_path(store.path("work/skipped.pickle")) as file:
         skipped = pickle.load(file)
@@ -371,10 +294,6 @@ class _SecondPass(_WithTreatment):
             write_shard(Path(folder), records, verdicts, left, self.treatment, self.output)
             names = sorted((path.name for path in Path(folder).iterdir()), key=lambda name: name == FACTS)
             for name in names:  # the facts last: what they speak of is there
-                target = self.store.path(f"{_shard_name(number)}/{name}")
-                _make_folder_of(target)
-                with (
-                    open(Path(folder) / name, "rb") as made,
-                    filesystems.create(target, compression_type=UNCOMPRESSED) as file,
-                ):
+                target = self.store.path(f"{shard_name(number)}/{name}")
+                with open(Path(folder) / name, "rb") as made, create(target) as file:
                     shutil.copyfileobj(made, file)
