@@ -59,11 +59,17 @@ def run(
 
     UserError: as `local_runner.run`; options that Beam does not know.
     """
-    store.put({TREATMENT: pickle.dumps(treatment)})
     words = shlex.split(options)
     runner = None if any(word.startswith("--runner") for word in words) else "FnApiRunner"
     try:
-        with beam.Pipeline(runner, beam.options.pipeline_options.PipelineOptions(words)) as pipeline:
+        pipeline = beam.Pipeline(runner, beam.options.pipeline_options.PipelineOptions(words))
+        store.put({TREATMENT: pickle.dumps(treatment)})
+    except (ValueError, SystemExit) as error:  # the second is argparse's, which has said what is wrong
+        raise UserError(
+            f"beam.options={options!r}, beam.output={store.place!r}: Beam refuses them ({error})."
+        ) from None
+    try:
+        with pipeline:
             build(pipeline, files, form, treatment, shards, output, store, chunk_bytes)
     except Exception as error:  # workers' errors come back as the text of theirs
         if told := re.search(r"UserError: (.*?)(?: \[while running|\n|$)", f"UserError: {error}"
