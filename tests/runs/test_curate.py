@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 from small_crawl import config_of, documents, kept, outputs, question, write, write_crawl
@@ -203,24 +204,25 @@ class Killed(BaseException):
     """Nothing catches it."""
 
 
-def test_a_start_that_ends_at_any_rename_is_made_good_by_the_next(crawl, curated, tmp_path, monkeypatch):
-    real = {"rename": os.rename, "replace": os.replace}
+def test_a_start_that_ends_at_any_write_is_made_good_by_the_next(crawl, curated, tmp_path, monkeypatch):
+    real = {"rename": os.rename, "replace": os.replace, "save": np.save}
     left = [0]
 
     def dying(name):
-        def act(*paths, **options):
+        def act(*arguments, **options):
             left[0] -= 1
             if left[0] == 0:
                 raise Killed
-            real[name](*paths, **options)
+            real[name](*arguments, **options)
 
         return act
 
     config = config_of(crawl)
-    for name in real:
+    for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, dying(name))
+    monkeypatch.setattr(np, "save", dying("save"))
     monkeypatch.setattr(work_folder.shutil, "rmtree", lambda *args, **options: None)  # the dead tidy nothing up
-    for moment in range(1, 99, 2):
+    for moment in range(1, 199, 3):
         left[0] = moment
         try:
             curate.run(config, tmp_path / "out")
@@ -277,17 +279,22 @@ def test_a_killed_curation_goes_on_and_writes_the_same(crawl, curated, tmp_path)
     assert outputs(workdir) == outputs(curated)
 
 
-def test_workers_end_with_their_parent(crawl, tmp_path):
-    process = start(crawl, tmp_path / "out")
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("out/work/chunks/*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    children = _children_of(process.pid)
-    process.kill()
-    process.communicate()
-    while (alive := [pid for pid in children if _alive(pid)]) and time.monotonic() < deadline:
+IDLE = """
+import multiprocessing, os, signal
+from gpt_jax.data.curation.workers import Workers
+with Workers(2) as pool:
+    print(list(pool.map(abs, [1, 2, 3])), *[child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_that_wait_for_a_task_end_with_their_parent():
+    process = subprocess.run([sys.executable, "-c", IDLE], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240)
+    *_, one, other = process.stdout.split()
+    deadline = time.monotonic() + 60
+    while (alive := [pid for pid in (one, other) if _alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(children) >= 2 and not alive
+    assert process.returncode == -signal.SIGKILL and not alive
 
 
 def _alive(pid: str) -> bool:
