@@ -64,12 +64,12 @@ def resolve_sources(data: ConfigDict) -> None:
     if data.mixture is None:
         data.source = data.source or "books"
         return
-    if data.source is not None:
+    if data.source:
         raise UserError(
             f"data.source={data.source!r}, data.mixture={data.mixture!r}: give one of them; a source may stand in the "
             "mixture with its weight."
         )
-    mixture = parse_mixture(data.mixture)
+    data.source, mixture = None, parse_mixture(data.mixture)
     data.mixture = json.dumps(json.loads(data.mixture))  # however the spaces were set
     missing = [name for name in mixture.names if name in data.addresses and not data.addresses[name]]
     if missing:
