@@ -67,7 +67,7 @@ def make_schedule(
             raise UserError(
                 f"schedule.name={name!r}: expected one of cosine, linear, constant, {', '.join(OPENAI_SHAPES)}."
             )
-    warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps or 1)
     schedule = optax.join_schedules([warmup, after], [warmup_steps])
     if position is None:
         return lambda count: schedule(count + 1)

@@ -53,7 +53,7 @@ def test_tokens_rates_and_epochs_are_those_of_the_growing_batch(mixed, fields):
         total = sum(row[f"{name}/epochs"] * windows[name] for name in windows)
         assert total == pytest.approx(examples, abs=1e-2)
         if step * 64 <= 200:
-            assert row["learning_rate"] == pytest.approx(2.5e-4 * min(examples * 32 / 200, 1), rel=1e-3)
+            assert row["learning_rate"] == pytest.approx(3e-3 * min(examples * 32 / 200, 1), rel=1e-3)
 
 
 def test_each_source_is_scored_on_its_own_and_the_mean_is_by_weight(mixed, fields):
