@@ -268,7 +268,7 @@ def train(
     else:
         announce(f"going on from the checkpoint of step {int(state.step)}")
     start = int(state.step)
-    describe(text, sizes, steps)
+    describe(config, text, steps)
     step = compile_train_step(abstract, mesh, **settings)
     rows = sharding((sizes.full, length), ("batch", "time"), mesh)
     batches = training_batches(
@@ -310,8 +310,9 @@ def train(
     return log
 
 
-def describe(text: Text, sizes: BatchSizes, steps: int) -> None:
+def describe(config: ConfigDict, text: Text, steps: int) -> None:
     """Says how long the run is: in windows, steps and epochs, of a mixture of each source."""
+    sizes = batch_sizes(config)
     examples, length = sizes.examples(steps), text.windows.length
     announce(
         f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {sizes.full} windows "
@@ -324,6 +325,9 @@ def describe(text: Text, sizes: BatchSizes, steps: int) -> None:
         )
     for name, epochs in text.epochs(examples).items():
         announce(f"{name}: {epochs:.2f} epochs of {text.facts['sources'][name]['train']['tokens']:,} tokens")
+    phases = parse_mixture(config.data.mixture).phases if config.data.mixture else ()
+    for phase in (phase for phase in phases if phase.step >= steps):
+        announce(f"Warning: data.mixture: the weights from step {phase.step:,} on are never reached")
 
 
 def step_settings(config: ConfigDict, model: ModelConfig, steps: int) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest_runs import hex_numbers, kill_when, read_metrics
 from test_pretrain import PRETRAIN
 
 from gpt_jax.data.batch_sizes import BatchSizes
+from gpt_jax.data.mixed_windows import MixedWindows
 from gpt_jax.data.mixture import GPT3
+from gpt_jax.data.windows import Windows
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.runs import pretrain
@@ -115,6 +118,18 @@ def test_gpt3s_mixture_asks_for_the_addresses_that_are_missing():
     assert "--config.data.addresses.wikipedia=ADDRESS" in str(error.value)
     config.data.addresses.update({name: f"file:{name}.jsonl" for name in GPT3})
     assert json.loads(pretrain.resolve(config)[0].data.mixture)["webtext2"] == 22
+
+
+def test_weights_that_a_run_never_reaches_are_told(capsys):
+    config = PRETRAIN.get_config("books,steps=10").unlock()
+    config.data.mixture = '{"0": {"books": 1}, "9": {"books": 2}, "10": {"books": 3}}'
+    facts = {"sources": {"books": {"train": {"tokens": 1000}}}}
+    windows = MixedWindows({"books": Windows(range(1000), 128)})
+    text = SimpleNamespace(windows=windows, facts=facts, epochs=lambda examples: {"books": float(examples)})
+    pretrain.describe(pretrain.resolve(config)[0], text, steps=10)
+    said = "".join(capsys.readouterr())
+    assert "books: 80.00 epochs of 1,000 tokens" in said
+    assert "from step 10 on are never reached" in said and "step 9" not in said
 
 
 def test_gpt3s_attention_is_an_option_of_its_recipe():
