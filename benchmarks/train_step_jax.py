@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from gpt_jax.data.loader import training_batches  # noqa: E402
+from gpt_jax.data.batch_sizes import BatchSizes  # noqa: E402
+from gpt_jax.data.loader import training_batches, window_order  # noqa: E402
 from gpt_jax.data.pieces import Piece  # noqa: E402
 from gpt_jax.data.token_store import open_or_build  # noqa: E402
 from gpt_jax.data.windows import Windows  # noqa: E402
@@ -97,7 +98,8 @@ def open_batches(folder: Path, settings: dict, mesh):
     text, tokenizer = RandomText(500 * batch * length + 1), RandomTokenizer(settings["vocabulary"])
     windows = Windows(open_or_build(text, "train", tokenizer, cache_dir=folder, progress=False), length)
     rows = sharding((batch, length), ("batch", "time"), mesh)
-    batches = training_batches(windows, batch_size=batch, seed=0, first_step=0, sharding=rows, prefetch=4)
+    order, sizes = window_order(len(windows), seed=0), BatchSizes.constant(batch)
+    batches = training_batches(windows, order, sizes=sizes, first_step=0, sharding=rows, prefetch=4)
     next(batches)
     began = time.perf_counter()
     for _ in range(200):  # more than are ever prefetched: what is timed is the making, too

@@ -7,6 +7,11 @@ Presets: `books` (default), and every model that gpt_jax/models/presets.py names
 `gpt3,size=1.3B` says the same as `gpt3-1.3B`. `weights,init_from=PATH` goes on from published weights: a Hugging Face
 folder, a GGUF file, OpenAI's GPT-1 release, or a workdir of ours.
 
+Behind gpt3 alone: `attention=dense` leaves out the bands in every other layer, and `mixture=gpt3` draws from five
+sources by the weights of its table 2.2. Say where yours are with --config.data.addresses.NAME=ADDRESS for each NAME of
+common_crawl, webtext2, books1, books2, wikipedia (`python -m gpt_jax.data.mixture` prints the table). Every preset
+takes other mixtures: --config.data.mixture='{"books": 3, "file:web/*.txt": 1}'.
+
 Measured: `--config=configs/pretrain.py` (`books`, seed 0) on 2 CPU cores (AMD EPYC, 2026-11-22, jax 0.10.2): 4,500
 steps in 5:05 minutes, 1.7872 bits per byte on the held-out 5% of each book. `laptop` on 97 novels of 75 MB: 37:31
 minutes beside other work, 1.599 bits per byte; `laptop-lstm` on the same: an hour beside other work, 1.657. The other
@@ -26,11 +31,12 @@ the MFU without collectives that the TPU compiler's estimates give; nothing was 
     gpt3-1.3B    2          8.8 50%   -         -         -         model.scan_layers=True model.remat=dots
 """
 
-import math
+import json
 
 from ml_collections import ConfigDict, config_dict
 
 from gpt_jax.configuration import optional_fields, parse_argument
+from gpt_jax.data import mixture
 from gpt_jax.errors import UserError
 from gpt_jax.models import presets
 from gpt_jax.models.config import ModelConfig
@@ -40,6 +46,7 @@ placeholder = config_dict.placeholder
 
 PRESETS = ("books", *(name for name in presets.PRESETS if name != "books"), "gpt3", "weights")
 FIELDS = {"batch": int, "steps": int, "epochs": float, "source": str, "size": str, "init_from": str}
+FIELDS |= {"attention": str, "mixture": str}
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -54,6 +61,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise UserError(
             f"--config: size={values['size']} stands behind gpt3 only, as in configs/pretrain.py:gpt3,size=1.3B."
         )
+    check_choice(values, "attention", ("alternating", "dense"), preset)
+    check_choice(values, "mixture", ("gpt3",), preset)
     if preset == "weights":
         config.model.preset = None
     else:
@@ -75,14 +84,28 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if "batch" in values:
         config.train.batch_size = values["batch"]
     if "steps" in values:
-        config.train.steps, config.train.epochs = values["steps"], 0.0
+        config.train.update(steps=values["steps"], epochs=0.0, tokens=0)
     if "epochs" in values:
-        config.train.steps, config.train.epochs = 0, values["epochs"]
+        config.train.update(steps=0, epochs=values["epochs"], tokens=0)
     if "source" in values:
         config.data.source = values["source"]
+    if "attention" in values:
+        config.model.attention_pattern = values["attention"]
+    if "mixture" in values:
+        config.data.mixture = json.dumps({name: weight for name, (weight, _) in mixture.GPT3.items()})
+        config.data.addresses = ConfigDict({name: placeholder(str) for name in mixture.GPT3})
     if "init_from" in values:
         config.init_from = values["init_from"]
     return config.lock()
+
+
+def check_choice(values: dict, field: str, choices: tuple[str, ...], preset: str) -> None:
+    """Raises UserError where a field of GPT-3's recipe has another value, or stands behind another preset."""
+    if field in values and not (preset.startswith("gpt3") and values[field] in choices):
+        raise UserError(
+            f"--config: {field}={values[field]}: expected {' or '.join(choices)}, behind gpt3 only, as in "
+            f"configs/pretrain.py:gpt3,{field}={choices[-1]}."
+        )
 
 
 def defaults() -> ConfigDict:
@@ -103,10 +126,14 @@ def defaults() -> ConfigDict:
                 training_bytes=10_000_000,  # of text that the tokenizer is trained on; a seeded sample of more
             ),
             data=dict(
-                source="books",  # books | file:PATH-or-glob | tfds:NAME[/CONFIG]
+                source=placeholder(str),  # books (so by default) | file:PATH-or-glob | tfds:NAME[/CONFIG]
+                # Instead of source: addresses and weights, '{"books": 3, "file:web/*.txt": 1}'; or the same for each of
+                # some steps, from which on they hold: '{"0": {"books": 1}, "2000": {"books": 3, "file:web/*.txt": 1}}'.
+                mixture=placeholder(str),
+                addresses=dict(),  # of the names that a mixture has instead of addresses (mixture=gpt3)
                 text_field="text",  # of jsonl files and TFDS data sets
                 encoding="utf-8",
-                validation_address=placeholder(str),  # as source; by default a part of `source` is held out:
+                validation_address=placeholder(str),  # as source; by default a part of each source is held out:
                 validation_fraction=0.05,
                 sequence_length=placeholder(int),  # the model's context_length; with init_from at most 512
                 cache_dir=placeholder(str),  # $XDG_CACHE_HOME/gpt_jax, ~/.cache/gpt_jax
@@ -136,6 +163,10 @@ def defaults() -> ConfigDict:
                 accumulation=1,
                 steps=0,
                 epochs=0.0,  # instead of steps
+                tokens=0,  # instead of steps
+                ramp_tokens=0,  # the batch grows to batch_size over so many tokens; 0: it is full from the start
+                ramp_from=32_768,  # tokens of the ramp's first batch; its others are multiples of it
+                ramp_stages=8,  # batches of the ramp, each of which is compiled
                 log_every=10,
                 eval_every=1000,
             ),
@@ -236,19 +267,21 @@ def gpt2(config: ConfigDict) -> None:
 def gpt3(config: ConfigDict) -> None:
     """Table 2.1 and appendix B: 300B tokens, warm-up over 375M, cosine to a tenth over 260B, clipping at 1, decay 0.1.
 
-    Batches of the table's tokens in whole sequences of 2,048. Its ramp of the batch from 32k tokens is not here.
+    Batches of the table's tokens in whole sequences of 2,048, to which they grow from 32k tokens on in a straight line
+    over the first 4 to 12B tokens "depending on the model size": between the ends, which are taken for the smallest and
+    the largest model, the numbers are ours, a straight line over the logarithm of the parameters.
     """
-    sequences, peak = {
-        "125M": (256, 6e-4),
-        "350M": (256, 3e-4),
-        "760M": (256, 2.5e-4),
-        "1.3B": (512, 2e-4),
-        "2.7B": (512, 1.6e-4),
-        "6.7B": (1024, 1.2e-4),
-        "13B": (1024, 1e-4),
-        "175B": (1536, 0.6e-4),
+    sequences, peak, ramp = {
+        "125M": (256, 6e-4, 4.0e9),
+        "350M": (256, 3e-4, 5.1e9),
+        "760M": (256, 2.5e-4, 6.0e9),
+        "1.3B": (512, 2e-4, 6.6e9),
+        "2.7B": (512, 1.6e-4, 7.4e9),
+        "6.7B": (1024, 1.2e-4, 8.4e9),
+        "13B": (1024, 1e-4, 9.1e9),
+        "175B": (1536, 0.6e-4, 12.0e9),
     }[config.model.preset.removeprefix("gpt3-")]
-    config.train.update(batch_size=sequences, steps=math.ceil(300e9 / (sequences * 2048)))
+    config.train.update(batch_size=sequences, tokens=300_000_000_000, ramp_tokens=int(ramp))
     config.schedule.update(
         peak=peak, warmup_tokens=375_000_000, decay_tokens=260_000_000_000, final_fraction=0.1
     )  # fmt: skip

@@ -71,7 +71,10 @@ def task_progress(title: str, results: Iterable[T], total: int) -> Iterator[T]:
 
 
 class StepProgress:
-    """Progress over `total` steps; silent on every process but the first."""
+    """Progress over `total` steps; silent on every process but the first.
+
+    work: of a number of steps, how much they are together, in any unit, where some take longer than others.
+    """
 
     def __init__(
         self,
@@ -79,8 +82,9 @@ class StepProgress:
         total: int,
         start: int,
         main_process: bool,
+        work: Callable[[int], float] = float,
     ):
-        self._main = main_process
+        self._main, self._work = main_process, work
         self._total, self._start, self._began = total, start, time.monotonic()
         self._last_line = time.monotonic()
         self._bar = None
@@ -94,9 +98,10 @@ class StepProgress:
             self._bar.update(step - self._bar.n)
         elif self._main and (time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or step == self._total):
             self._last_line = time.monotonic()
-            seconds_per_step = (time.monotonic() - self._began) / (step - self._start)
-            left = clock(seconds_per_step * (self._total - step))
-            self.say(f"step {step}/{self._total}: loss {loss:.3f}, {1 / seconds_per_step:.1f} steps/s, {left} left")
+            seconds, done = time.monotonic() - self._began, self._work(step) - self._work(self._start)
+            left = clock(seconds / done * (self._work(self._total) - self._work(step)))
+            rate = (step - self._start) / seconds
+            self.say(f"step {step}/{self._total}: loss {loss:.3f}, {rate:.1f} steps/s, {left} left")
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""

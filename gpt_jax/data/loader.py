@@ -1,16 +1,34 @@
 """Windows to global batches: in which order, which rows this process reads, and ahead of the step that needs them.
 
-The data's position is one integer, the step. Step s trains on `window_order[s*B : (s+1)*B]`, on any number of hosts:
-a process reads the rows that its devices hold under the batch's sharding, which JAX says; process numbers do not enter.
+The data's position is one integer, the step. Step s trains on `order[e : e + size]`, e the examples of all steps before
+it, on any number of hosts: a process reads the rows that its devices hold under the batch's sharding, which JAX says;
+process numbers do not enter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 
-from gpt_jax.data.windows import EvaluationWindows, Windows
+from gpt_jax.data.batch_sizes import BatchSizes
+from gpt_jax.data.windows import Batch, EvaluationWindows
+
+
+class TrainingWindows(Protocol):
+    """Examples by number: of one source (windows.py) or of several (mixed_windows.py)."""
+
+    length: int
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Those with these numbers, as inputs and targets."""
+
+    def describe(self, indices: Sequence[int]) -> str:
+        """The same in words, for messages."""
 
 
 def window_order(num_windows: int, seed: int) -> grain.MapDataset:
@@ -18,30 +36,34 @@ def window_order(num_windows: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(num_windows).seed(seed).shuffle().repeat()
 
 
-def batch_indices(num_windows: int, seed: int, batch_size: int, step: int) -> list[int]:
+def batch_indices(order: grain.MapDataset, sizes: BatchSizes, step: int) -> list[int]:
     """The windows that step `step` trains on, in the order of the batch's rows."""
-    order = window_order(num_windows, seed)
-    return [order[example] for example in range(step * batch_size, (step + 1) * batch_size)]
+    return [order[example] for example in range(sizes.examples(step), sizes.examples(step + 1))]
 
 
 def training_batches(
-    windows: Windows,
+    windows: TrainingWindows,
+    order: grain.MapDataset,
     *,
-    batch_size: int,
-    seed: int,
+    sizes: BatchSizes,
     first_step: int,
     sharding: jax.sharding.NamedSharding,
     prefetch: int = 2,
 ) -> Iterator[dict[str, jax.Array]]:
     """The batches of step `first_step` and all that follow, `prefetch` of them read ahead by as many threads.
 
-    Each is a dict of tokens int32, targets int32 and loss_mask float32, global arrays [B, T] laid out by `sharding`.
+    Each is a dict of tokens int32, targets int32 and loss_mask float32, global arrays [B, T] laid out by `sharding`,
+    with the B of its step.
     """
-    shape = (batch_size, windows.length)
-    rows = local_rows(sharding, shape)
-    indices = _RowsOfSteps(window_order(len(windows), seed), batch_size, rows)
-    batches = indices[first_step:].map(windows.batch)
-    return global_batches(batches, batch_size, rows, sharding, prefetch)
+    rows = {size: local_rows(sharding, (size, windows.length)) for size in sizes.sizes}
+    indices = _RowsOfSteps(order, sizes, rows)
+
+    def batch(step_and_indices: tuple[int, list[int]]) -> dict[str, jax.Array]:
+        step, indices = step_and_indices
+        size = sizes.size(step)
+        return _global_arrays(windows.batch(indices), size, rows[size], sharding)
+
+    return _read_ahead(indices[first_step:].map(batch), prefetch)
 
 
 def evaluation_batches(
@@ -59,22 +81,23 @@ def evaluation_batches(
     return global_batches(batches, batch_size, rows, sharding, prefetch)
 
 
-class _RowsOfSteps(grain.MapDataset[list[int]]):
-    """Element s: the windows of the rows that this process holds of step s's batch."""
+class _RowsOfSteps(grain.MapDataset[tuple[int, list[int]]]):
+    """Element s: s, and the windows of the rows that this process holds of step s's batch; `rows` by its size."""
 
-    def __init__(self, order: grain.MapDataset, batch_size: int, rows: list[int]):
+    def __init__(self, order: grain.MapDataset, sizes: BatchSizes, rows: dict[int, list[int]]):
         super().__init__(order)
         self._order = order
-        self._batch_size = batch_size
+        self._sizes = sizes
         self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch_size
+        return len(self._order) // self._sizes.full
 
     def __getitem__(self, step):
         if isinstance(step, slice):
             return self.slice(step)
-        return [self._order[step * self._batch_size + row] for row in self._rows]
+        first = self._sizes.examples(step)
+        return step, [self._order[first + row] for row in self._rows[self._sizes.size(step)]]
 
 
 def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> list[int]:
@@ -95,6 +118,17 @@ def global_batches(
     prefetch: int,
 ) -> Iterator[dict[str, jax.Array]]:
     """`batches` of the `rows` that this process holds, as global arrays [batch_size, ...], `prefetch` read ahead."""
+    return _read_ahead(batches.map(lambda batch: _global_arrays(batch, batch_size, rows, sharding)), prefetch)
+
+
+def _read_ahead(batches: grain.MapDataset, prefetch: int) -> Iterator[Any]:
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)))
+
+
+def _global_arrays(
+    batch: dict[str, np.ndarray], batch_size: int, rows: list[int], sharding: jax.sharding.Sharding
+) -> dict[str, jax.Array]:
+    """The global arrays [batch_size, ...] of which `batch` holds the `rows`."""
     position = {row: number for number, row in enumerate(rows)}
 
     def global_array(local: np.ndarray) -> jax.Array:
@@ -105,5 +139,4 @@ def global_batches(
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part, dtype=local.dtype)
 
-    arrays = batches.map(lambda batch: {name: global_array(local) for name, local in batch.items()})
-    return iter(arrays.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)))
+    return {name: global_array(local) for name, local in batch.items()}

@@ -41,6 +41,10 @@ class Windows:
             "loss_mask": np.ones((len(windows), self.length), np.float32),
         }
 
+    def describe(self, indices: Sequence[int]) -> str:
+        """The windows `indices`, for people."""
+        return f"windows {list(indices)}"
+
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         for i in indices:
             if not 0 <= i < len(self):

@@ -30,7 +30,7 @@ from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.runs.recipe import check_batch
+from gpt_jax.runs.recipe import check_batch, check_ramp
 from gpt_jax.runs.workdir import cache_folder
 from gpt_jax.text.tokenizer import Tokenizer
 
@@ -194,6 +194,10 @@ def mesh(asked: Asked) -> str:
         return shape
     train = asked.config.train
     check_batch(train.batch_size, devices, accumulation=train.accumulation)
+    if asked.config.run == "pretrain" and asked.model is not None:
+        from gpt_jax.runs import pretrain
+
+        check_ramp(asked.config, pretrain.batch_sizes(asked.config), devices)
     return f"{shape}; batches of {train.batch_size} divide over it"
 
 

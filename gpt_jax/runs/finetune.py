@@ -347,7 +347,7 @@ def train(
                 checkpoint=c.checkpoint.every,
                 save_evaluated=True,
             ),
-            tokens_per_step=tokens_per_step,
+            tokens=lambda step: step * tokens_per_step,
             flops_per_token=training_flops_per_token(model, max(round(tokens_per_step / c.train.batch_size), 1)),
             peak_flops=peak_flops(),
             evaluate=lambda state: measure(

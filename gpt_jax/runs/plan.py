@@ -173,7 +173,7 @@ def lower_step(step: Step) -> jax.stages.Lowered:
 
 def _steps(config: ConfigDict) -> int:
     """Updates of the run; many where it counts epochs of a text, which planning does not read."""
-    return config.train.steps or 10**6
+    return pretrain.planned_steps(config) or 10**6
 
 
 def out_of_memory(message: str) -> OutOfMemory:

@@ -1,7 +1,6 @@
 """Pretraining: documents in, a language model, its loss curve and its own sentences out."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -17,10 +16,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
+from gpt_jax.data.batch_sizes import BatchSizes
 from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches
-from gpt_jax.data.sources import Source, open_source
-from gpt_jax.data.token_store import TokenStore, open_or_build
-from gpt_jax.data.windows import EvaluationWindows, Windows
+from gpt_jax.data.mixture import parse_mixture
+from gpt_jax.data.token_store import TokenStore
+from gpt_jax.data.windows import EvaluationWindows
 from gpt_jax.errors import UserError
 from gpt_jax.inference.engine import Engine
 from gpt_jax.inference.generation import continue_prompts
@@ -41,13 +41,13 @@ from gpt_jax.runs.recipe import (
     check_config,
     check_counts,
     check_model_fits,
+    check_ramp,
     has_begun,
     schedule_and_optimizer,
 )
+from gpt_jax.runs.training_text import Text, found_tokenizer, open_text, resolve_sources
 from gpt_jax.runs.workdir import cache_folder, environment, open_workdir
-from gpt_jax.text import sentencepiece
-from gpt_jax.text.imported import open_tokenizer as open_imported_tokenizer
-from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
+from gpt_jax.text.tokenizer import load_tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import language_model_loss
@@ -65,18 +65,10 @@ COUNTS = (  # 0 switches each of them off
     "report.sample_every",
     "report.sample_tokens",
     "report.top_k",
+    "train.tokens",
+    "train.ramp_tokens",
 )
 PROMPT_TOKENS = 16  # of held-out text, which samples continue
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """What a run reads: its tokenizer, its training windows, its held-out tokens, and the fingerprints of it all."""
-
-    tokenizer: Tokenizer
-    windows: Windows
-    valid: TokenStore
-    facts: dict[str, Any]
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -95,19 +87,21 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     check_model_fits(model, mesh, config.data.sequence_length)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
     check_sequence(config, mesh)
-    schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work
+    sizes = batch_sizes(config)
+    check_ramp(config, sizes, mesh)
+    schedule_and_optimizer(config, planned_steps(config) or 10**9, sizes)  # refuses what cannot be, before any work
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
         announce(f"{title(config)}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
         startup.end("start")
-        text = open_text(config, workdir)
+        text = open_text(config, sizes, workdir)
         steps = total_steps(config, len(text.windows))
-        schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
+        schedule_and_optimizer(config, steps, sizes)  # again, now that the epochs are steps
         parse_steps(config.report.profile_steps, steps)
         do_on_main_process(lambda: record(config, text, workdir))
         startup.end("data")
         log = train(config, model, mesh, pretrained, text, steps, workdir, startup)
-        return finish(config, model, workdir, log, steps, began) if is_main_process() else {}
+        return finish(config, model, text, workdir, log, steps, began) if is_main_process() else {}
 
 
 def title(config: ConfigDict) -> str:
@@ -147,19 +141,19 @@ def resolve(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             f"data.sequence_length={config.data.sequence_length}: expected 1 to model.context_length="
             f"{model.context_length}."
         )
-    if (config.train.steps > 0) == (config.train.epochs > 0):
-        raise UserError(
-            f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them and set "
-            "the other to 0."
-        )
+    lengths = {name: config.train[name] for name in ("steps", "epochs", "tokens")}
+    if sum(value > 0 for value in lengths.values()) != 1:
+        given = ", ".join(f"train.{name}={value}" for name, value in lengths.items())
+        raise UserError(f"{given}: give exactly one of them and set the others to 0.")
     check_counts(config, (*COUNTS, "report.temperature"))
-    parse_steps(config.report.profile_steps, config.train.steps or None)
-    if config.train.batch_size < 1:
-        raise UserError(f"train.batch_size={config.train.batch_size}: expected at least 1.")
-    tokens_per_step = config.train.batch_size * config.data.sequence_length
+    for name in ("batch_size", "ramp_from", "ramp_stages"):
+        if config.train[name] < 1:
+            raise UserError(f"train.{name}={config.train[name]}: expected at least 1.")
+    parse_steps(config.report.profile_steps, planned_steps(config))
     for name in ("warmup", "decay"):
         if (tokens := config.schedule[f"{name}_tokens"]) is not None:
-            config.schedule[f"{name}_steps"] = math.ceil(tokens / tokens_per_step)
+            config.schedule[f"{name}_steps"] = batch_sizes(config).reaching(tokens / config.data.sequence_length)
+    resolve_sources(config.data)
     config.data.cache_dir = str(cache_folder(config.data.cache_dir))
     return config.lock(), pretrained
 
@@ -218,13 +212,6 @@ def earlier_config(workdir: Path) -> dict[str, Any]:
         ) from None
 
 
-def found_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
-    """The tokenizer at `tokenizer.path`, or the copy of it that the run in `workdir` keeps."""
-    if workdir is not None and has_begun(workdir):
-        return load_tokenizer(workdir / "tokenizer")
-    return open_imported_tokenizer(Path(config.tokenizer.path).expanduser())
-
-
 def check_sequence(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError unless the sequence divides over its axis of the mesh."""
     if config.data.sequence_length % mesh.shape["sequence"]:
@@ -234,56 +221,25 @@ def check_sequence(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def open_text(config: ConfigDict, workdir: Path | None = None) -> Text:
-    """Opens the text: read, tokenised and stored now, or found in the cache.
-
-    Raises:
-      UserError: for what is wrong with the text.
-    """
-    data, cache = config.data, Path(config.data.cache_dir)
-    source = open_source(
-        data.source,
-        text_field=data.text_field,
-        encoding=data.encoding,
-        validation_fraction=data.validation_fraction,
-        validation_address=data.validation_address,
-        cache_dir=cache,
-    )
-    tokenizer = open_tokenizer(config, source, workdir)
-    stores = {
-        split: open_or_build(source, split, tokenizer, cache_dir=cache, progress=is_main_process())
-        for split in ("train", "valid")
-    }
-    facts: dict[str, Any] = {"tokenizer": tokenizer.fingerprint}
-    for split, store in stores.items():
-        counts = {name: store.manifest[name] for name in ("tokens", "documents", "bytes")}
-        facts[split] = {"fingerprint": source.fingerprint(split)} | counts
-    return Text(tokenizer, Windows(stores["train"], data.sequence_length), stores["valid"], facts)
+def batch_sizes(config: ConfigDict) -> BatchSizes:
+    """The sequences of each step: `train.batch_size`, and before it those of the ramp, where there is one."""
+    train, length = config.train, config.data.sequence_length
+    if not train.ramp_tokens:
+        return BatchSizes.constant(train.batch_size)
+    first = max(train.ramp_from // length, 1)
+    return BatchSizes.ramp(first, train.batch_size, train.ramp_tokens / length, train.ramp_stages)
 
 
-def open_tokenizer(config: ConfigDict, source: Source, workdir: Path | None = None) -> Tokenizer:
-    """The tokenizer at `tokenizer.path`; or the one trained on the source's training text, or found in the cache."""
-    if config.tokenizer.path:
-        return found_tokenizer(config, workdir)
-    if config.tokenizer.kind != "sentencepiece":
-        raise UserError(f"tokenizer.kind={config.tokenizer.kind!r}: expected sentencepiece, or tokenizer.path.")
-    return sentencepiece.load_or_train(
-        lambda: (piece.text for piece in source.pieces("train")),
-        content_fingerprint=source.fingerprint("train"),
-        cache_dir=Path(config.data.cache_dir),
-        vocab_size=config.tokenizer.vocab_size,
-        model_type=config.tokenizer.model_type,
-        training_bytes=config.tokenizer.training_bytes,
-        character_coverage=config.tokenizer.character_coverage,
-        progress=is_main_process(),
-    )
+def planned_steps(config: ConfigDict) -> int | None:
+    """Updates of the whole run; None where they depend on the text."""
+    if config.train.tokens:
+        return batch_sizes(config).reaching(config.train.tokens / config.data.sequence_length)
+    return config.train.steps or None
 
 
 def total_steps(config: ConfigDict, num_windows: int) -> int:
-    """Updates of the whole run."""
-    if config.train.steps:
-        return config.train.steps
-    return max(int(config.train.epochs * num_windows / config.train.batch_size), 1)
+    """Updates of the whole run. An epoch of a mixture is as many windows as all its sources have together."""
+    return planned_steps(config) or max(batch_sizes(config).steps(config.train.epochs * num_windows), 1)
 
 
 def train(
@@ -297,7 +253,7 @@ def train(
     startup: Startup,
 ) -> MetricsLog:
     """From the opened text to the last checkpoint; returns the record of the run, closed."""
-    c, batch, length = config, config.train.batch_size, config.data.sequence_length
+    c, sizes, length = config, batch_sizes(config), config.data.sequence_length
     settings = step_settings(config, model, steps)
     optimizer = settings["optimizer"]
     build = state_builder(functools.partial(decoder.init, model), optimizer, c.seed)
@@ -312,17 +268,15 @@ def train(
     else:
         announce(f"going on from the checkpoint of step {int(state.step)}")
     start = int(state.step)
-    announce(
-        f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {batch} windows "
-        f"({steps * batch / len(text.windows):.1f} epochs); the first step takes a while: it is compiled"
-    )
+    describe(config, text, steps)
     step = compile_train_step(abstract, mesh, **settings)
-    rows = sharding((batch, length), ("batch", "time"), mesh)
+    rows = sharding((sizes.full, length), ("batch", "time"), mesh)
     batches = training_batches(
-        text.windows, batch_size=batch, seed=c.seed, first_step=start, sharding=rows, prefetch=c.data.prefetch
+        text.windows, text.order, sizes=sizes, first_step=start, sharding=rows, prefetch=c.data.prefetch
     )
+    tokens = lambda step: sizes.examples(step) * length  # noqa: E731
     log = MetricsLog(workdir, resume_step=start, main_process=is_main_process(), tensorboard=c.report.tensorboard)
-    progress = StepProgress(total=steps, start=start, main_process=is_main_process())
+    progress = StepProgress(total=steps, start=start, main_process=is_main_process(), work=tokens)
     profile = Profile(parse_steps(c.report.profile_steps, steps), workdir / "profile", progress.say)
     startup.end("state")
     with contextlib.ExitStack() as stack:
@@ -338,12 +292,15 @@ def train(
                 sample=c.report.sample_every,
                 checkpoint=c.checkpoint.every,
             ),
-            tokens_per_step=batch * length,
+            tokens=tokens,
             flops_per_token=training_flops_per_token(model, length),
             peak_flops=peak_flops(),
             evaluate=make_evaluate(config, model, mesh, text),
             sample=make_sample(config, model, mesh, text),
-            describe_batch=lambda step: f"windows {batch_indices(len(text.windows), c.seed, batch, step)}",
+            describe_batch=lambda step: text.windows.describe(batch_indices(text.order, sizes, step)),
+            columns=lambda step: {
+                f"{name}/epochs": round(epochs, 6) for name, epochs in text.epochs(sizes.examples(step)).items()
+            },
             checkpoints=checkpoints,
             log=log,
             progress=progress,
@@ -353,9 +310,29 @@ def train(
     return log
 
 
+def describe(config: ConfigDict, text: Text, steps: int) -> None:
+    """Says how long the run is: in windows, steps and epochs, of a mixture of each source."""
+    sizes = batch_sizes(config)
+    examples, length = sizes.examples(steps), text.windows.length
+    announce(
+        f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {sizes.full} windows "
+        f"({examples / len(text.windows):.1f} epochs); the first step takes a while: it is compiled"
+    )
+    if len(sizes.sizes) > 1:
+        announce(
+            f"the batch grows to that from {sizes.sizes[0]} windows on, in {len(sizes.sizes) - 1} stages, until step "
+            f"{sizes.first_steps[-1]:,}; each stage compiles the step anew"
+        )
+    for name, epochs in text.epochs(examples).items():
+        announce(f"{name}: {epochs:.2f} epochs of {text.facts['sources'][name]['train']['tokens']:,} tokens")
+    phases = parse_mixture(config.data.mixture).phases if config.data.mixture else ()
+    for phase in (phase for phase in phases if phase.step >= steps):
+        announce(f"Warning: data.mixture: the weights from step {phase.step:,} on are never reached")
+
+
 def step_settings(config: ConfigDict, model: ModelConfig, steps: int) -> dict[str, Any]:
     """What makes `train_step` this run's step; planning compiles the same."""
-    schedule, optimizer = schedule_and_optimizer(config, steps)
+    schedule, optimizer = schedule_and_optimizer(config, steps, batch_sizes(config))
     return dict(
         loss_fn=lambda params, batch, key: language_model_loss(params, model, batch, key),
         optimizer=optimizer,
@@ -367,13 +344,28 @@ def step_settings(config: ConfigDict, model: ModelConfig, steps: int) -> dict[st
 def make_evaluate(
     config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, text: Text
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function state -> `loss` and `bits_per_byte` of the whole held-out text."""
+    """A function state -> `loss` and `bits_per_byte` of the whole held-out text.
+
+    Of a mixture both are the mean over its sources by their shares, and each source's own stand beside them.
+    """
     # as many rows at once as in training, where the batch may be worked off in parts
     batch, length = config.train.batch_size // config.train.accumulation, config.data.sequence_length
-    windows = EvaluationWindows(text.valid, length, pad=text.tokenizer.specials.pad)
+    windows = [EvaluationWindows(own.tokens, length, pad=text.tokenizer.specials.pad) for own in text.held_out]
     rows = sharding((batch, length), ("batch", "time"), mesh)
     score = compile_scorer(model, text.tokenizer.token_bytes, mesh)
-    return lambda state: score(state.params, evaluation_batches(windows, batch_size=batch, sharding=rows))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        scores = [score(state.params, evaluation_batches(own, batch_size=batch, sharding=rows)) for own in windows]
+        if len(scores) == 1:
+            return scores[0]
+        means = {
+            name: math.fsum(own.share * metrics[name] for own, metrics in zip(text.held_out, scores, strict=True))
+            for name in scores[0]
+        }
+        each = zip(text.held_out, scores, strict=True)
+        return means | {f"{own.name}/{name}": value for own, metrics in each for name, value in metrics.items()}
+
+    return evaluate
 
 
 def make_sample(
@@ -386,8 +378,7 @@ def make_sample(
     if r.prompts:
         prompts = [prompt_ids(tokenizer, prompt) for prompt in r.prompts]
     else:
-        places = np.linspace(0, max(len(text.valid) - PROMPT_TOKENS, 0), 5, dtype=int)[:-1]
-        prompts = [text.valid.read(place, min(place + PROMPT_TOKENS, len(text.valid))).tolist() for place in places]
+        prompts = [passage for own in text.held_out for passage in passages(own.tokens, -(-4 // len(text.held_out)))]
     most = min(r.sample_tokens, max(model.context_length - PROMPT_TOKENS, 1))
     sampling = Sampling(most, r.temperature, r.top_k if r.temperature else 0, seed=config.seed)
     prompts = [prompt[-(model.context_length - most) :] for prompt in prompts]
@@ -405,8 +396,14 @@ def make_sample(
     return sample
 
 
+def passages(tokens: TokenStore, number: int) -> list[list[int]]:
+    """Short passages of a held-out text, to be continued."""
+    places = np.linspace(0, max(len(tokens) - PROMPT_TOKENS, 0), number + 1, dtype=int)[:-1]
+    return [tokens.read(place, min(place + PROMPT_TOKENS, len(tokens))).tolist() for place in places]
+
+
 def finish(
-    config: ConfigDict, model: ModelConfig, workdir: Path, log: MetricsLog, steps: int, began: float
+    config: ConfigDict, model: ModelConfig, text: Text, workdir: Path, log: MetricsLog, steps: int, began: float
 ) -> dict[str, float]:
     """Writes the report and prints the result."""
     result = log.rows("valid")[-1]
@@ -422,14 +419,31 @@ def finish(
     ]
     path = write_report(
         workdir,
-        title=f"Pretraining {title(config)} on {config.data.source}",
+        title=f"Pretraining {title(config)} on {config.data.source or 'a mixture'}",
         summary=summary,
         rows=log.rows(),
         samples=log.samples(),
         config=configuration.as_json(config),
         environment=json.loads((workdir / "environment.json").read_text()),
+        sources=source_rows(config, text, result, steps),
     )
     for name, value in summary:
         print(f"{name}: {value}")
     print(f"report: {path}")
     return {"loss": result["loss"], "bits_per_byte": result["bits_per_byte"]}
+
+
+def source_rows(config: ConfigDict, text: Text, result: dict[str, float], steps: int) -> list[dict[str, str]]:
+    """The report's table of a mixture's sources; of a single source none."""
+    if config.data.mixture is None:
+        return []
+    rows, shares = [], parse_mixture(config.data.mixture).shares
+    for name, epochs in text.epochs(batch_sizes(config).examples(steps)).items():
+        facts = text.facts["sources"][name]["train"]
+        row = {"source": name, "documents": f"{facts['documents']:,}", "tokens": f"{facts['tokens']:,}"}
+        row |= {"weight": f"{shares[name]:.2%}", "epochs": f"{epochs:.2f}"}
+        for metric, title in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
+            value = result.get(f"{name}/{metric}")
+            row[title] = "" if value is None else f"{value:.4f}"
+        rows.append(row)
+    return rows

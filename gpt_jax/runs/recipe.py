@@ -7,11 +7,12 @@ import optax
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
+from gpt_jax.data.batch_sizes import BatchSizes
 from gpt_jax.errors import UserError
 from gpt_jax.models.attention_kernels import check_kernel
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.training.optimizers import make_optimizer
-from gpt_jax.training.schedules import make_schedule
+from gpt_jax.training.schedules import grown_position, make_schedule
 
 
 def has_begun(workdir: Path) -> bool:
@@ -103,14 +104,38 @@ def _listed(sizes: list[int]) -> str:
     return ", ".join(map(str, sizes))
 
 
-def schedule_and_optimizer(config: ConfigDict, steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning-rate schedule of a run of `steps` updates, and the optimizer that follows it."""
-    schedule = make_schedule(
-        config.schedule.name,
-        peak=config.schedule.peak,
-        steps=steps,
-        warmup_steps=config.schedule.warmup_steps,
-        decay_steps=config.schedule.decay_steps,
-        final_fraction=config.schedule.final_fraction,
-    )
+def check_ramp(config: ConfigDict, sizes: BatchSizes, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError unless the batches that lead to the full one divide as that does (`check_batch`)."""
+    if len(sizes.sizes) == 1:
+        return
+    part = config.train.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
+    if sizes.sizes[0] % part:
+        least = -(-sizes.sizes[0] // part) * part * config.data.sequence_length
+        raise UserError(
+            f"train.ramp_from={config.train.ramp_from}: the first batches are of {sizes.sizes[0]} sequences, which "
+            f"train.accumulation={config.train.accumulation} and the {part // config.train.accumulation} devices along "
+            f"mesh data and fsdp do not divide. Begin with more, --config.train.ramp_from={least}, or with the full "
+            "batch, --config.train.ramp_tokens=0."
+        )
+
+
+def schedule_and_optimizer(
+    config: ConfigDict, steps: int, sizes: BatchSizes | None = None
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning-rate schedule of a run of `steps` updates, and the optimizer that follows it.
+
+    Args:
+      sizes: of the batches; where they grow, warm-up and decay follow the tokens seen, not the updates made.
+    """
+    c = config.schedule
+    lengths = {"steps": steps, "warmup_steps": c.warmup_steps, "decay_steps": c.decay_steps}
+    if sizes is not None and len(sizes.sizes) > 1:
+        in_full_batches = {
+            name: None if value is None else sizes.examples(value) / sizes.full for name, value in lengths.items()
+        }
+        for name in ("warmup", "decay"):
+            if (tokens := c[f"{name}_tokens"]) is not None:
+                in_full_batches[f"{name}_steps"] = tokens / (sizes.full * config.data.sequence_length)
+        lengths = in_full_batches | {"position": grown_position(sizes.first_steps, sizes.sizes)}
+    schedule = make_schedule(c.name, peak=c.peak, final_fraction=c.final_fraction, **lengths)
     return schedule, make_optimizer(schedule=schedule, **config.optimizer)

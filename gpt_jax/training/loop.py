@@ -76,10 +76,12 @@ class Loop:
 
     Attributes:
       train_step: (state, batch) -> (state, metrics); batches: yields the batch of the first step first.
-      steps: length of the run; tokens_per_step, flops_per_token, peak_flops: for the rows of metrics.
+      steps: length of the run; flops_per_token, peak_flops: for the rows of metrics.
+      tokens: of the number of steps made, the tokens they took.
       evaluate: metrics of a state, `loss` among them.
       sample: texts of a state, rows of `prompt` and `continuation`.
       objective: of the metrics of an evaluation and its `step`, the number that is smallest in the best checkpoint.
+      columns: what else a row of training says, by name, when so many steps are made.
       describe_batch: what step t (counted from 0) was fed with, for the message about a loss that is not finite.
     """
 
@@ -87,7 +89,7 @@ class Loop:
     batches: Iterator[Batch]
     steps: int
     intervals: Intervals
-    tokens_per_step: int
+    tokens: Callable[[int], int]
     flops_per_token: float
     peak_flops: float | None
     evaluate: Callable[[TrainState], dict[str, float]]
@@ -98,6 +100,7 @@ class Loop:
     progress: StepProgress
     profile: Profile
     objective: Callable[[dict[str, float]], float] = lambda metrics: metrics["loss"]
+    columns: Callable[[int], dict[str, float]] = lambda step: {}
 
     def fit(self, state: TrainState) -> TrainState:
         """Trains from `state` to the last step.
@@ -107,7 +110,7 @@ class Loop:
           UserError: when the loss or a gradient is not finite, or the disk is full.
         """
         start = int(state.step)
-        self._rate = _Rate(self.tokens_per_step, start)
+        self._rate = _Rate(self.tokens, start)
         if start:
             self._evaluate_and_sample(start, state)  # in case a kill, or a hand, took what was due at this checkpoint
             self.log.flush()
@@ -155,8 +158,9 @@ class Loop:
             mfu = None if self.peak_flops is None else speed * self.flops_per_token / self.peak_flops
             self.log.write(
                 {"step": step, "split": "train", "loss": values["loss"], "bits_per_byte": None}
-                | {"tokens": step * self.tokens_per_step, "tokens_per_second": round(speed, 1), "mfu": mfu}
+                | {"tokens": self.tokens(step), "tokens_per_second": round(speed, 1), "mfu": mfu}
                 | {"learning_rate": values["learning_rate"], "gradient_norm": values["gradient_norm"]}
+                | self.columns(step)
             )
         self.progress.update(step, loss=values["loss"])
 
@@ -166,7 +170,7 @@ class Loop:
         metrics = next((row for row in self.log.rows("valid") if row["step"] == step), None)
         if (last or _due(step, self.intervals.evaluate)) and from_main_process(metrics is None):
             metrics = self.evaluate(state)
-            self.log.write({"step": step, "split": "valid"} | metrics | {"tokens": step * self.tokens_per_step})
+            self.log.write({"step": step, "split": "valid"} | metrics | {"tokens": self.tokens(step)})
             self.progress.say(f"step {step}: valid " + ", ".join(f"{name} {x:.4f}" for name, x in metrics.items()))
         sampled = any(row["step"] == step for row in self.log.samples())
         due = self.intervals.sample and (last or _due(step, self.intervals.sample))
@@ -184,8 +188,8 @@ def _due(step: int, every: int) -> bool:
 class _Rate:
     """Tokens a second between two calls, without the time that evaluations and checkpoints take."""
 
-    def __init__(self, tokens_per_step: int, start: int):
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, tokens: Callable[[int], int], start: int):
+        self._tokens = tokens
         self._step, self._since = start, time.monotonic()
 
     @contextlib.contextmanager
@@ -196,6 +200,6 @@ class _Rate:
 
     def at(self, step: int) -> float:
         now = time.monotonic()
-        rate = (step - self._step) * self._tokens_per_step / max(now - self._since, 1e-9)
+        rate = (self._tokens(step) - self._tokens(self._step)) / max(now - self._since, 1e-9)
         self._step, self._since = step, now
         return rate

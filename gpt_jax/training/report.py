@@ -1,6 +1,7 @@
 """`report.md`: what a run did, for people: the loss curve as a picture, the samples, the config, the machine."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ def write_report(
     samples: list[dict[str, Any]],
     config: dict[str, Any],
     environment: dict[str, Any],
+    sources: Sequence[dict[str, str]] = (),
 ) -> Path:
     """Writes `report.md` and `loss.png` into `workdir`; returns the path of the report.
 
     Args:
       summary: (name, value) pairs for the table at the top.
       rows: metrics rows; samples: sample rows, of which those of the last step are shown whole.
+      sources: of a mixture, a row each: what its columns are called and what they say.
     """
     draw_losses(rows, workdir / "loss.png")
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in summary]
     lines += ["", "![Loss by step](loss.png)", ""]
+    if sources:
+        lines += ["## Sources", "", _row(sources[0]), _row("---" for _ in sources[0])]
+        lines += [_row(source.values()) for source in sources] + [""]
     if valid := [row for row in rows if row["split"] == "valid"]:
         lines += ["## Validation", "", "| step | nats per token | bits per byte |", "|---|---|---|"]
         lines += [f"| {row['step']} | {row['loss']:.4f} | {row['bits_per_byte']:.4f} |" for row in valid]
@@ -57,6 +63,10 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell if cell == "---" else _escape(cell) for cell in cells) + " |"
 
 
 def _escape(text: str) -> str:

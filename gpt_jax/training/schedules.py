@@ -1,9 +1,10 @@
 """Learning-rate schedules by name: Optax's, and the three of OpenAI's GPT-1 code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gpt_jax.errors import UserError
@@ -13,10 +14,11 @@ def make_schedule(
     name: str,
     *,
     peak: float,
-    steps: int,
+    steps: float,
     warmup_steps: float = 0,
-    decay_steps: int | None = None,
+    decay_steps: float | None = None,
     final_fraction: float = 0.0,
+    position: Callable[[jax.Array], jax.Array] | None = None,
 ) -> optax.Schedule:
     """Linear warm-up from 0 to `peak`, then `cosine`, `linear` or `constant`; or OpenAI's (see `openai_schedule`).
 
@@ -28,6 +30,8 @@ def make_schedule(
       warmup_steps: may be a fraction of one for OpenAI's schedules, whose warm-up is a share of the run.
       decay_steps: the decay ends at this update, `steps` by default, and stays at its last value from there on.
       final_fraction: where the decay ends, as a share of the peak (0.1 in GPT-3).
+      position: where updates are not equally large: of the number of updates made, what they are together in the unit
+        that `steps`, `warmup_steps` and `decay_steps` are then given in (see `grown_position`).
 
     Returns:
       A function of the number of updates already made.
@@ -48,7 +52,9 @@ def make_schedule(
             raise UserError(
                 f"schedule.final_fraction={final_fraction}: {name} ends at 0; use cosine or linear for another end."
             )
-        return openai_schedule(name, peak=peak, steps=decay_end, warmup_steps=warmup_steps)
+        return openai_schedule(
+            name, peak=peak, steps=decay_end, warmup_steps=warmup_steps, position=position or (lambda count: count)
+        )
     decay = decay_end - warmup_steps
     match name:
         case "cosine":
@@ -61,9 +67,27 @@ def make_schedule(
             raise UserError(
                 f"schedule.name={name!r}: expected one of cosine, linear, constant, {', '.join(OPENAI_SHAPES)}."
             )
-    warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps or 1)
     schedule = optax.join_schedules([warmup, after], [warmup_steps])
-    return lambda count: schedule(count + 1)
+    if position is None:
+        return lambda count: schedule(count + 1)
+    return lambda count: schedule(position(count + 1))
+
+
+def grown_position(first_steps: Sequence[int], sizes: Sequence[int]) -> Callable[[jax.Array], jax.Array]:
+    """A function of the number of updates made: the examples they took, in batches of the last size.
+
+    Args:
+      first_steps, sizes: from update `first_steps[j]` on (the first is 0) an update takes `sizes[j]` examples.
+    """
+    firsts, shares = np.asarray(first_steps, float), np.asarray(sizes, float) / sizes[-1]
+    lengths = np.append(np.diff(firsts), np.inf)
+
+    def position(count: jax.Array) -> jax.Array:
+        t = jnp.asarray(count).astype(float)  # float64 where JAX is set to it
+        return jnp.sum(jnp.clip(t - firsts.astype(t.dtype), 0, lengths.astype(t.dtype)) * shares.astype(t.dtype))
+
+    return position
 
 
 # Share of the peak at x, the share of the run that is done (the update at hand included). Read literally from
@@ -76,7 +100,14 @@ OPENAI_SHAPES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def openai_schedule(name: str, *, peak: float, steps: int, warmup_steps: float) -> optax.Schedule:
+def openai_schedule(
+    name: str,
+    *,
+    peak: float,
+    steps: float,
+    warmup_steps: float,
+    position: Callable[[jax.Array], jax.Array] = lambda count: count,
+) -> optax.Schedule:
     """One of OpenAI's schedules for GPT-1: `warmup_cosine`, `warmup_constant`, `warmup_linear`.
 
     Update t, counted from 1, uses the value at t / `steps`. (Their graph reads and raises t in one step, in an order
@@ -85,10 +116,11 @@ def openai_schedule(name: str, *, peak: float, steps: int, warmup_steps: float) 
 
     Args:
       warmup_steps: their `warmup` (0.002 by default) times `steps`.
+      position: see `make_schedule`.
     """
 
     def schedule(count: jax.Array) -> jax.Array:
-        t = jnp.minimum(jnp.asarray(count) + 1, steps).astype(float)  # float64 where JAX is set to it
+        t = jnp.minimum(position(jnp.asarray(count) + 1), steps).astype(float)  # float64 where JAX is set to it
         ramp = t / warmup_steps if warmup_steps else jnp.full_like(t, 2)
         return peak * OPENAI_SHAPES[name](t / steps, ramp)
 

@@ -8,6 +8,7 @@ import pytest
 from test_windows import Numbers
 
 from gpt_jax.data import loader
+from gpt_jax.data.batch_sizes import BatchSizes
 from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches, window_order
 from gpt_jax.data.windows import EvaluationWindows, Windows
 from gpt_jax.errors import UserError
@@ -27,10 +28,11 @@ def sharding(data=1, sequence=1, devices=None):
 
 
 def stream(count, first_step=0, layout=None, batch_size=8, seed=0, tokens=1001, length=10):
+    windows = Windows(Numbers(tokens), length)
     batches = training_batches(
-        Windows(Numbers(tokens), length),
-        batch_size=batch_size,
-        seed=seed,
+        windows,
+        window_order(len(windows), seed),
+        sizes=BatchSizes.constant(batch_size),
         first_step=first_step,
         sharding=layout or sharding(),
     )
@@ -60,7 +62,7 @@ def test_the_order_is_known_anywhere_without_walking_there():
 def test_batches_follow_the_order_across_the_ends_of_epochs():
     order = window_order(100, seed=0)
     for step, batch in enumerate(stream(30)):  # 240 examples: two epochs and a part, an end in the middle of a batch
-        indices = batch_indices(100, seed=0, batch_size=8, step=step)
+        indices = batch_indices(order, BatchSizes.constant(8), step)
         assert indices == [order[step * 8 + row] for row in range(8)]
         assert np.array_equal(batch["tokens"][:, 0], np.array(indices) * 10)
         assert np.array_equal(batch["tokens"] + 1, batch["targets"])
@@ -78,7 +80,9 @@ def test_a_resumed_stream_is_the_rest_of_the_whole_one():
 def test_sharded_batches_hold_the_same_rows_as_whole_ones(data, sequence):
     whole = stream(5, length=16)
     layout = sharding(data, sequence)
-    batches = training_batches(Windows(Numbers(1001), 16), batch_size=8, seed=0, first_step=0, sharding=layout)
+    windows = Windows(Numbers(1001), 16)
+    order, sizes = window_order(len(windows), seed=0), BatchSizes.constant(8)
+    batches = training_batches(windows, order, sizes=sizes, first_step=0, sharding=layout)
     for expected, batch in zip(whole, batches, strict=False):
         for name, array in batch.items():
             assert array.sharding == layout and array.shape == (8, 16)
@@ -100,8 +104,8 @@ def test_a_process_reads_only_the_rows_that_its_devices_hold():
     rows = loader.local_rows(TwoOfFour(), (8, 16))
     assert rows == [2, 3, 6, 7]
     order = window_order(100, seed=0)
-    steps = loader._RowsOfSteps(order, 8, rows)
-    assert steps[5] == [order[5 * 8 + row] for row in rows]
+    steps = loader._RowsOfSteps(order, BatchSizes.constant(8), {8: rows})
+    assert steps[5] == (5, [order[5 * 8 + row] for row in rows])
     assert steps[3:][2] == steps[5]
 
 
@@ -113,9 +117,9 @@ def test_one_step_reads_no_more_than_its_rows_and_the_prefetched_ones():
             Counting.read += len(indices)
             return super().batch(indices)
 
-    batches = training_batches(
-        Counting(Numbers(1001), 10), batch_size=8, seed=0, first_step=0, sharding=sharding(), prefetch=2
-    )
+    order, sizes = window_order(100, seed=0), BatchSizes.constant(8)
+    windows = Counting(Numbers(1001), 10)
+    batches = training_batches(windows, order, sizes=sizes, first_step=0, sharding=sharding(), prefetch=2)
     next(batches)
     assert Counting.read <= 8 * (1 + 2)
 
@@ -125,8 +129,9 @@ def test_a_damaged_store_found_by_the_reading_ahead_ends_in_its_own_message():
         def read_many(self, starts, length):
             raise UserError("the store is damaged")
 
+    order, sizes = window_order(100, seed=0), BatchSizes.constant(8)
     with pytest.raises(UserError) as error:
-        next(training_batches(Windows(Damaged(1001), 10), batch_size=8, seed=0, first_step=0, sharding=sharding()))
+        next(training_batches(Windows(Damaged(1001), 10), order, sizes=sizes, first_step=0, sharding=sharding()))
     assert str(error.value) == "the store is damaged"
 
 

@@ -94,8 +94,11 @@ def test_the_gpt3_recipe_is_table_2_1s():
     config = pretrain.resolve(PRETRAIN.get_config("gpt3,size=1.3B"))[0]
     tokens_per_step = config.train.batch_size * config.data.sequence_length
     assert config.model.preset == "gpt3-1.3B" and tokens_per_step == 2**20 and config.schedule.peak == 2e-4
-    assert (config.train.steps - 1) * tokens_per_step < 300e9 <= config.train.steps * tokens_per_step
-    assert config.schedule.warmup_steps == math.ceil(375e6 / 2**20) and config.schedule.final_fraction == 0.1
+    sizes, steps = pretrain.batch_sizes(config), pretrain.planned_steps(config)
+    assert sizes.examples(steps - 1) * 2048 < 300e9 <= sizes.examples(steps) * 2048
+    assert (sizes.sizes[0] * 2048, sizes.full * 2048) == (32_768, 2**20) and len(sizes.sizes) == 9
+    assert sizes.examples(sizes.first_steps[-1]) * 2048 == pytest.approx(6.6e9, rel=1e-4)
+    assert config.schedule.warmup_steps == math.ceil(375e6 / 32_768) and config.schedule.final_fraction == 0.1
     assert (config.model.attention_pattern, config.model.attention_window) == ("alternating", 256)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from gpt_jax.errors import UserError
-from gpt_jax.training.schedules import make_schedule
+from gpt_jax.training.schedules import grown_position, make_schedule
 
 
 def test_first_update_moves_and_the_warmup_ends_at_the_peak():
@@ -42,3 +42,23 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_an_unknown_schedule_lists_the_known():
     with pytest.raises(UserError, match="'cosin': expected one of cosine, linear, constant"):
         make_schedule("cosin", peak=1.0, steps=50)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "warmup_cosine", "warmup_linear"])
+def test_with_a_growing_batch_the_rate_follows_the_tokens_seen(name):
+    """Against a walk over the updates that adds up what each of them takes."""
+    first_steps, sizes, full = (0, 10, 25), (2, 4, 8), 8
+    settings = dict(peak=1.0, steps=50, warmup_steps=5.5, decay_steps=40)
+    schedule = make_schedule(name, position=grown_position(first_steps, sizes), **settings)
+    plain = make_schedule(name, **settings)
+    seen = 0
+    for update in range(90):
+        seen += sizes[sum(update >= first for first in first_steps) - 1]
+        expected = float(plain(seen / full - 1))  # the plain one reads at the end of its update
+        assert float(schedule(update)) == pytest.approx(expected, abs=1e-6), update
+
+
+def test_a_batch_that_does_not_grow_changes_no_rate():
+    schedule = make_schedule("cosine", peak=1.0, steps=50, warmup_steps=5)
+    grown = make_schedule("cosine", peak=1.0, steps=50, warmup_steps=5, position=grown_position((0,), (8,)))
+    assert [float(schedule(update)) for update in range(60)] == [float(grown(update)) for update in range(60)]
