@@ -1,3 +1,15 @@
 """What a user can ask for: `RUNS`, each in the module of its name, which reads top to bottom; the others serve them."""
 
-RUNS = ("chat", "convert", "evaluate", "finetune", "gather", "generate", "predict", "pretrain", "serve", "study")
+RUNS = (
+    "chat",
+    "convert",
+    "evaluate",
+    "finetune",
+    "gather",
+    "generate",
+    "predict",
+    "pretrain",
+    "scaling",
+    "serve",
+    "study",
+)
