@@ -98,7 +98,7 @@ def columns(points: Sequence[Point], names: Sequence[str]) -> list[np.ndarray]:
     return [np.array([getattr(point, name) for point in points], float) for name in names]
 
 
-def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float = HUBER_DELTA, tries: int = 8):
+def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float = HUBER_DELTA, tries: int = 4):
     """The law that minimises the Huber loss of ln(measured / law).
 
     L-BFGS over (ln E, ln A_i, a_i) from several starts. Every combination of exponents from a grid gives one, whose
@@ -115,7 +115,7 @@ def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float
       UserError: fewer points than the law has numbers and one more, or fewer than three values of a variable.
     """
     _check(loss, x, irreducible)
-    optimize = require("scipy.optimize", "finetune")
+    optimize, one_thread = require("scipy.optimize", "finetune"), require("threadpoolctl", "finetune").threadpool_limits
     loss, x = np.asarray(loss, float), [np.asarray(values, float) for values in x]
     scales = np.array(
         [np.exp(np.log(values).mean()) for values in x]
@@ -143,10 +143,12 @@ def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float
         start = np.concatenate([np.log(np.maximum(coefficients, np.exp(lowest))), exponents])
         starts.append(np.clip(start, *np.transpose(bounds)))
     starts = sorted(starts, key=lambda start: objective(start)[0])[:tries]
-    options = dict(maxiter=2000, ftol=1e-13, gtol=1e-7)
-    found = [
-        optimize.minimize(objective, s, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for s in starts
-    ]
+    options = dict(maxiter=500, ftol=1e-11, gtol=1e-6)
+    with one_thread(1, "blas"):  # matrices of a few numbers: on a busy machine threads wait a hundred times their work
+        found = [
+            optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            for start in starts
+        ]
     best = min(found, key=lambda result: result.fun).x
     exponents = best[terms + 1 :]
     coefficients = np.exp(best[1 : terms + 1]) * scales**exponents
@@ -194,7 +196,7 @@ def fit_points(
         rows = draw.integers(len(points), size=len(points))
         enough = len(np.unique(rows)) > 2 * len(x) and all(len(np.unique(values[rows])) >= 3 for values in x)
         if enough:
-            resampled.append(fit(loss[rows], *(values[rows] for values in x), delta=delta, tries=3))
+            resampled.append(fit(loss[rows], *(values[rows] for values in x), delta=delta, tries=2))
     return Fit(variables, law, tuple(points), tuple(resampled))
 
 

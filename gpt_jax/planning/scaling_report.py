@@ -52,7 +52,7 @@ def _prediction(result: dict[str, Any]) -> list[str]:
         return []
     low, high = foretold["interval"]
     lines = [
-        f"**{foretold['run']}**, {foretold['times_the_largest']:.1f} times the compute of the largest run behind the law: "
+        f"**{foretold['run']}**, {foretold['times_the_largest']:.1f} times the compute of the largest run read: "
         f"**foretold {foretold['loss']:.4f}** (90%: {low:.4f} to {high:.4f}) on {foretold['time']}, before it was "
         f"made, by L(N,D) of {len(foretold['points'])} runs"
     ]
