@@ -62,6 +62,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         base_width=128,  # schedule.peak is the rate at this width;
         peak_exponent=-0.5,  # at others it is multiplied by (width / base_width)^this
         warmup_fraction=0.05,  # of a run's steps, but no fewer than schedule.warmup_steps
+        least_tokens=0,  # shorter runs are no points of a law: their loss is still falling from its first plateau
         huber_delta=1e-3,  # Hoffmann et al. 2022
         resamples=200,  # of the points, for the intervals
     )

@@ -241,6 +241,24 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
+def backtest(points: Sequence[Point], factor: float = 4.0, **settings) -> tuple[Point, float, int] | None:
+    """The run of the most compute, foretold by L(N,D) of those with at most 1/factor of it.
+
+    Returns:
+      (that run, the loss foretold, the number of points); None where there are too few for a law.
+    """
+    whole = [point for point in points if point.parameters and point.tokens]
+    if not whole:
+        return None
+    largest = max(whole, key=lambda point: point.compute)
+    smaller = [point for point in whole if factor * point.compute <= largest.compute]
+    try:
+        one = fit_points(smaller, ("parameters", "tokens"), resamples=0, **settings)
+    except UserError:
+        return None
+    return largest, float(one.law(largest.parameters, largest.tokens)), len(smaller)
+
+
 def compute_optimal(law: PowerLaw, compute: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """N and D = compute / 6N with the least L(N, D) (Hoffmann et al. 2022, equation 4)."""
     (A, B), (a, b) = law.coefficients, law.exponents

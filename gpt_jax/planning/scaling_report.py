@@ -27,7 +27,7 @@ COMPARISON = (
 
 def render(result: dict[str, Any], fits: dict[str, Fit]) -> str:
     """The report in Markdown, without its pictures; `result` as runs/scaling.py returns it."""
-    lines = ["# Scaling laws", "", *_prediction(result), *_optimal(result), "## Laws", ""]
+    lines = ["# Scaling laws", "", *_prediction(result), *_backtest(result), *_optimal(result), "## Laws", ""]
     lines += ["| law | runs | fitted | E | exponents | largest residual |", "|---|---|---|---|---|---|"]
     for name, law in result["laws"].items():
         spans = law["intervals"]
@@ -66,6 +66,18 @@ def _prediction(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _backtest(result: dict[str, Any]) -> list[str]:
+    tested = result["backtest"]
+    if tested is None:
+        return []
+    return [
+        f"Backtest: {tested['run']}, the run of the most compute, is foretold {tested['foretold']:.4f} by the "
+        f"{tested['points']} runs with at most a quarter of it; measured {tested['measured']:.4f} "
+        f"({tested['foretold'] / tested['measured'] - 1:+.2%}).",
+        "",
+    ]
+
+
 def _optimal(result: dict[str, Any]) -> list[str]:
     best = result["optimal"]
     if best is None:
@@ -84,8 +96,9 @@ def _runs(result: dict[str, Any], fits: dict[str, Fit]) -> list[str]:
     for point in [*result["points"], *([result["measured"]] if result["measured"] else [])]:
         N, D = point["parameters"], point["tokens"]
         by_law = float(law(N, D)) if law and N and D else None
+        name = point["name"] + ("" if point.get("used", True) else " (left out)")
         cells = [
-            point["name"], _count(N), _count(D), f"{D / N:.1f}" if N and D else "", f"{point['compute']:.3g}",
+            name, _count(N), _count(D), f"{D / N:.1f}" if N and D else "", f"{point['compute']:.3g}",
             f"{point['flops']:.3g}" if point["flops"] else "", f"{point['loss']:.4f}",
             f"{by_law:.4f}" if by_law else "", f"{point['loss'] / by_law - 1:+.2%}" if by_law else "",
             f"{point['bits_per_byte']:.4f}" if point["bits_per_byte"] else "",

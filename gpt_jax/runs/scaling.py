@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +17,20 @@ from gpt_jax.errors import UserError
 from gpt_jax.extras import require
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.runtime import announce, do_on_main_process
-from gpt_jax.planning.scaling_laws import Fit, Point, columns, compute_optimal, fit, fit_all
+from gpt_jax.planning.scaling_laws import Fit, Point, backtest, columns, compute_optimal, fit, fit_all
 from gpt_jax.planning.scaling_report import render, write_pictures
 from gpt_jax.runs import pretrain
 from gpt_jax.runs.scaling_points import check_same_text, is_done, parameters_without_embeddings, read, read_workdir
 from gpt_jax.runs.workdir import open_workdir
 
-OWN = (
-    "ladder",
-    "held_out",
-    "read",
-    "budget",
-    "scaling",
-)  # fields of this run; the others are those of each of its runs
-FREE_TO_CHANGE = (*configuration.FREE_TO_CHANGE, "ladder", "held_out", "read", "budget", "scaling.huber_delta",
-                  "scaling.resamples")  # fmt: skip
+# Fields of this run; all others are those of each of its runs.
+OWN = ("ladder", "held_out", "read", "budget", "scaling")
+# What may change from start to start: more runs may join, and laws be fitted in another way.
+FREE_TO_CHANGE = (
+    *configuration.FREE_TO_CHANGE,
+    *("ladder", "held_out", "read", "budget"),
+    *("scaling.huber_delta", "scaling.least_tokens", "scaling.resamples"),
+)
 _UNITS = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -43,6 +41,15 @@ class Rung(NamedTuple):
     layers: int
     tokens: float
     name: str
+
+
+class Findings(NamedTuple):
+    """The points, those among them that laws are fitted to, the laws, and why others were not fitted."""
+
+    points: list[Point]
+    used: list[Point]
+    fits: dict[str, Fit]
+    refused: dict[str, str]
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -69,20 +76,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         own = [ladder / rung.name for rung in rungs]
         check_same_text([*workdirs, *own])
         points += [read_workdir(folder) for folder in own]
-        check_names(points)
-        settings = dict(delta=config.scaling.huber_delta, resamples=config.scaling.resamples, seed=config.seed)
-        fits, refused = fit_all(points, **settings)
-        if not fits:
-            raise UserError("no law can be fitted:\n" + "\n".join(f"  {law}: {why}" for law, why in refused.items()))
-        prediction, measured = None, None
-        if held_out:
-            prediction = foretell(config, held_out, fits, refused, points, workdir)
-        result = publish(config, points, fits, refused, prediction, measured, workdir)
+        found = find_laws(config, points)
+        prediction = foretell(config, held_out, found, workdir) if held_out else None
+        result = publish(config, found, prediction, None, workdir)
         if held_out:
             train(config, held_out, ladder)
             check_same_text([*workdirs, *own, ladder / held_out.name])
-            measured = read_workdir(ladder / held_out.name)
-            result = publish(config, points, fits, refused, prediction, measured, workdir)
+            result = publish(config, found, prediction, read_workdir(ladder / held_out.name), workdir)
     return result
 
 
@@ -167,24 +167,22 @@ def train(config: ConfigDict, rung: Rung, ladder: Path) -> None:
         pretrain.run(single_run(config, rung), ladder / rung.name)
 
 
-def check_names(points: Sequence[Point]) -> None:
-    """Raises UserError where two points have the same numbers: the same run, named twice."""
+def find_laws(config: ConfigDict, points: list[Point]) -> Findings:
+    """Every law that the points allow. UserError: the same run twice, or there is no law."""
     seen: dict[tuple, Point] = {}
     for point in points:
-        key = (point.parameters, point.tokens, point.compute, point.loss)
-        if key in seen:
-            raise UserError(f"{seen[key].name} and {point.name} are the same run: read it once.")
-        seen[key] = point
+        other = seen.setdefault((point.parameters, point.tokens, point.compute, point.loss), point)
+        if other is not point:
+            raise UserError(f"{other.name} and {point.name} are the same run: read it once.")
+    s = config.scaling
+    used = [point for point in points if point.tokens is None or point.tokens >= s.least_tokens]
+    fits, refused = fit_all(used, delta=s.huber_delta, resamples=s.resamples, seed=config.seed)
+    if not fits:
+        raise UserError("no law can be fitted:\n" + "\n".join(f"  {law}: {why}" for law, why in refused.items()))
+    return Findings(points, used, fits, refused)
 
 
-def foretell(
-    config: ConfigDict,
-    rung: Rung,
-    fits: dict[str, Fit],
-    refused: dict[str, str],
-    points: Sequence[Point],
-    workdir: Path,
-) -> dict[str, Any]:
+def foretell(config: ConfigDict, rung: Rung, found: Findings, workdir: Path) -> dict[str, Any]:
     """The loss of a run that is not yet made: prediction.json, as it stands or as it is now written.
 
     UserError: the run was begun before there was a prediction, or the prediction there is of another.
@@ -207,19 +205,20 @@ def foretell(
             f"{workdir / 'ladder' / rung.name} was begun before its loss was foretold: no prediction any more. Choose "
             "another held_out."
         )
-    if "L(N,D)" not in fits:
-        raise UserError(f"{rung.name} cannot be foretold without L(N,D): {refused['L(N,D)']}")
+    if "L(N,D)" not in found.fits:
+        raise UserError(f"{rung.name} cannot be foretold without L(N,D): {found.refused['L(N,D)']}")
     resolved, _ = pretrain.resolve(single_run(config, rung))
     size = parameters_without_embeddings(model_config(**resolved.model))
     tokens = resolved.train.steps * resolved.train.batch_size * resolved.data.sequence_length
     compute = 6 * size * tokens
     laws = {"L(N,D)": (size, tokens), "L(C)": (compute,)}
-    foretold = {name: fits[name].predict(*x, seed=config.seed) for name, x in laws.items() if name in fits}
+    foretold = {name: found.fits[name].predict(*x, seed=config.seed) for name, x in laws.items() if name in found.fits}
     prediction = dict(
         run=rung.name, time=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        parameters=size, tokens=tokens, compute=compute, times_the_largest=compute / max(p.compute for p in points),
+        parameters=size, tokens=tokens, compute=compute,
+        times_the_largest=compute / max(point.compute for point in found.used),
         loss=foretold["L(N,D)"][0], interval=foretold["L(N,D)"][1], by_compute=foretold.get("L(C)"),
-        law=dataclasses.asdict(fits["L(N,D)"].law), points={point.name: point.loss for point in points},
+        law=dataclasses.asdict(found.fits["L(N,D)"].law), points={point.name: point.loss for point in found.used},
     )  # fmt: skip
     do_on_main_process(lambda: configuration.write_json(path, prediction))
     announce(f"{rung.name}: foretold {prediction['loss']:.4f} nats per token; {path}")
@@ -227,25 +226,26 @@ def foretell(
 
 
 def publish(
-    config: ConfigDict, points: Sequence[Point], fits: dict[str, Fit], refused: dict[str, str],
-    prediction: dict[str, Any] | None, measured: Point | None, workdir: Path,
-) -> dict[str, Any]:  # fmt: skip
+    config: ConfigDict, found: Findings, prediction: dict[str, Any] | None, measured: Point | None, workdir: Path
+) -> dict[str, Any]:
     """Writes scaling.json, report.md and its pictures; prints the table. Returns what scaling.json holds."""
+    tested = backtest(found.used, delta=config.scaling.huber_delta)
     result = dict(
-        points=[dataclasses.asdict(point) for point in points],
-        laws={name: describe(one) for name, one in fits.items()},
-        not_fitted=refused,
-        optimal=optimal(config.budget, fits, refused) if config.budget else None,
+        points=[dataclasses.asdict(point) | {"used": point in found.used} for point in found.points],
+        laws={name: describe(one) for name, one in found.fits.items()},
+        not_fitted=found.refused,
+        pure_exponent=pure_exponent(found.fits),
+        backtest=tested and dict(run=tested[0].name, measured=tested[0].loss, foretold=tested[1], points=tested[2]),
+        optimal=optimal(config.budget, found) if config.budget else None,
         prediction=prediction,
         measured=measured and dataclasses.asdict(measured),
         error=measured and prediction["loss"] / measured.loss - 1,
-        pure_exponent=pure_exponent(fits),
     )
-    text = render(result, fits)
+    text = render(result, found.fits)
 
     def write() -> None:
         configuration.write_json(workdir / "scaling.json", result)
-        pictures = write_pictures(workdir, points, fits, prediction, measured)
+        pictures = write_pictures(workdir, found.points, found.fits, prediction, measured)
         (workdir / "report.md").write_text("\n".join([text, *(f"\n![{alt}]({name})" for name, alt in pictures)]) + "\n")
 
     do_on_main_process(write)
@@ -280,11 +280,11 @@ def pure_exponent(fits: dict[str, Fit]) -> float | None:
     return fit(loss, compute, irreducible=False).exponents[0]
 
 
-def optimal(budget: float, fits: dict[str, Fit], refused: dict[str, str]) -> dict[str, Any]:
+def optimal(budget: float, found: Findings) -> dict[str, Any]:
     """The size and the tokens with the least loss for `budget` FLOPs, with intervals. UserError: no L(N,D)."""
-    if "L(N,D)" not in fits:
-        raise UserError(f"budget={budget:g}: no size can be chosen without L(N,D): {refused['L(N,D)']}")
-    one = fits["L(N,D)"]
+    if "L(N,D)" not in found.fits:
+        raise UserError(f"budget={budget:g}: no size can be chosen without L(N,D): {found.refused['L(N,D)']}")
+    one = found.fits["L(N,D)"]
     parameters, tokens = compute_optimal(one.law, budget)
     largest = max(point.compute for point in one.points)
     if budget > 10 * largest:
