@@ -69,7 +69,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         configuration.check_same(workdir, "config.json", recorded, what="config", free=FREE_TO_CHANGE)
         points, workdirs = read(config.read)
         check_same_text(workdirs)
-        do_on_main_process(lambda: configuration.write_json(workdir / "config.json", recorded))
         for number, rung in enumerate(rungs, start=1):
             announce(f"--- run {number} of {len(rungs)}: {rung.name}")
             train(config, rung, ladder)
@@ -77,6 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         check_same_text([*workdirs, *own])
         points += [read_workdir(folder) for folder in own]
         found = find_laws(config, points)
+        do_on_main_process(lambda: configuration.write_json(workdir / "config.json", recorded))
         prediction = foretell(config, held_out, found, workdir) if held_out else None
         result = publish(config, found, prediction, None, workdir)
         if held_out:

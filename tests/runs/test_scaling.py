@@ -15,7 +15,7 @@ from gpt_jax.main import main
 from gpt_jax.planning.scaling_laws import PowerLaw
 from gpt_jax.runs import pretrain
 
-LADDER = "16x1@512/1024,32x1@512/1024,48x1@512/1024/2048"
+LADDER = "16x1@1024/2048,32x1@1024/2048,48x1@2048/4096"
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,8 @@ def in_the_checkout(monkeypatch):
 def command(workdir: Path, text: Path, cache: Path, preset: str = "fit", **fields) -> list[str]:
     fields = {
         "data.source": f"file:{text}", "data.cache_dir": cache, "data.sequence_length": 16,
-        "model.context_length": 16, "train.batch_size": 4, "schedule.warmup_steps": 2, "scaling.resamples": 20,
+        "model.context_length": 16, "train.batch_size": 8, "train.log_every": 1,
+        "schedule.warmup_steps": 2, "scaling.resamples": 20,
     } | fields  # fmt: skip
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     return ["main", f"--config=configs/scaling.py:{preset}", f"--workdir={workdir}", *overrides]
@@ -37,7 +38,7 @@ def done(text, cache, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("scaling") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        assert main(command(workdir, text, cache, ladder=LADDER, held_out="64x1@2048", budget="1e10")) == 0
+        assert main(command(workdir, text, cache, ladder=LADDER, held_out="64x1@4096", budget="1e10")) == 0
     return workdir
 
 
@@ -57,9 +58,9 @@ def result(workdir: Path) -> dict:
 def test_a_run_is_foretold_before_it_is_made(done):
     prediction, scaling = json.loads((done / "prediction.json").read_text()), result(done)
     assert (
-        prediction["run"] == "64x1@2048" and len(prediction["points"]) == 7 and "64x1@2048" not in prediction["points"]
+        prediction["run"] == "64x1@4096" and len(prediction["points"]) == 6 and "64x1@4096" not in prediction["points"]
     )
-    made = [path.stat().st_mtime_ns for path in (done / "ladder" / "64x1@2048").rglob("*")]
+    made = [path.stat().st_mtime_ns for path in (done / "ladder" / "64x1@4096").rglob("*")]
     assert (done / "prediction.json").stat().st_mtime_ns < min(made)
     measured = scaling["measured"]["loss"]
     assert scaling["error"] == pytest.approx(prediction["loss"] / measured - 1)
@@ -70,47 +71,46 @@ def test_a_run_is_foretold_before_it_is_made(done):
 
 
 def test_points_count_what_the_papers_count(done):
-    point = next(point for point in result(done)["points"] if point["name"] == "48x1@2048")
+    point = next(point for point in result(done)["points"] if point["name"] == "48x1@4096")
     weights, gains = 12 * 48**2, 3 * 48
-    assert point["parameters"] == weights + gains and point["tokens"] == 2048
-    assert point["compute"] == 6 * point["parameters"] * 2048
+    assert point["parameters"] == weights + gains and point["tokens"] == 4096
+    assert point["compute"] == 6 * point["parameters"] * 4096
     assert point["total_parameters"] == point["parameters"] + 512 * 48
-    assert point["flops"] == (6 * (weights + 512 * 48) + 12 * 48 * 16) * 2048
+    assert point["flops"] == (6 * (weights + 512 * 48) + 12 * 48 * 16) * 4096
 
 
 def test_the_rate_falls_with_the_width_and_ends_with_the_run(done):
     schedules = {
         name: json.loads((done / "ladder" / name / "config.json").read_text())["schedule"]
-        for name in ("16x1@512", "64x1@2048")
+        for name in ("16x1@1024", "64x1@4096")
     }
-    assert schedules["16x1@512"]["peak"] == pytest.approx(2 * schedules["64x1@2048"]["peak"])
-    last = [json.loads(line) for line in (done / "ladder" / "64x1@2048" / "metrics.jsonl").read_text().splitlines()][-2]
-    assert last["step"] == 32 and last["learning_rate"] == pytest.approx(0.1 * schedules["64x1@2048"]["peak"], rel=1e-3)
+    assert schedules["16x1@1024"]["peak"] == pytest.approx(2 * schedules["64x1@4096"]["peak"])
+    last = [json.loads(line) for line in (done / "ladder" / "64x1@4096" / "metrics.jsonl").read_text().splitlines()][-2]
+    assert last["step"] == 32 and last["learning_rate"] == pytest.approx(0.1 * schedules["64x1@4096"]["peak"], rel=1e-3)
 
 
 def test_started_again_nothing_is_made_or_foretold_twice(done, text, cache, monkeypatch):
     monkeypatch.setattr(pretrain, "run", lambda *_: pytest.fail("made again"))
     before = (done / "prediction.json").read_bytes(), result(done)
-    assert main(command(done, text, cache, ladder=LADDER, held_out="64x1@2048", budget="1e10")) == 0
+    assert main(command(done, text, cache, ladder=LADDER, held_out="64x1@4096", budget="1e10")) == 0
     assert ((done / "prediction.json").read_bytes(), result(done)) == before
 
 
 def test_finished_ladders_are_read_and_others_join(done, text, cache, tmp_path):
-    more = dict(ladder="64x1@512", read=f"{done / 'ladder'}")
+    more = dict(ladder="64x1@1024", read=f"{done / 'ladder'}")
     assert main(command(tmp_path / "run", text, cache, **more)) == 0
-    assert len(result(tmp_path / "run")["points"]) == 9
+    assert len(result(tmp_path / "run")["points"]) == 8
 
 
 def test_a_killed_ladder_goes_on_to_the_same_numbers(text, cache, table, tmp_path):
-    fields = {"ladder": "32x1@8192", "read": table, "checkpoint.every": 8, "data.prefetch": 1}
+    fields = {"ladder": "32x1@16384", "read": table, "checkpoint.every": 8, "data.prefetch": 1}
     assert main(command(tmp_path / "whole", text, cache, **fields)) == 0
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "gpt_jax.main", *command(tmp_path / "killed", text, cache, **fields)[1:]],
-        cwd=ROOT, env=environment | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
-    checkpoints = tmp_path / "killed" / "ladder" / "32x1@8192" / "checkpoints"
+    checkpoints = tmp_path / "killed" / "ladder" / "32x1@16384" / "checkpoints"
     kill_when(process, lambda: any(path.name.isdigit() for path in checkpoints.glob("*")), number=signal.SIGKILL)
     assert not (tmp_path / "killed" / "scaling.json").exists()
     assert main(command(tmp_path / "killed", text, cache, **fields)) == 0
@@ -141,7 +141,7 @@ def test_a_table_of_anyones_runs_gives_the_law_and_the_best_size(text, cache, ta
         (dict(ladder="48x2@100,48x2@1M,64x2@1M,80x2@1M"), ["48x2@100", "no two steps"]),
         (dict(ladder="48x2@1M/2M,64x2@1M"), ["3 runs", "4 are the least"]),
         (dict(ladder="48x2@1M,48x2@1M,64x2@1M,80x2@1M"), ["48x2@1M", "twice"]),
-        (dict(ladder=LADDER, held_out="16x1@512"), ["16x1@512", "no point of the law that foretells it"]),
+        (dict(ladder=LADDER, held_out="16x1@1024"), ["16x1@1024", "no point of the law that foretells it"]),
         (dict(ladder=LADDER, held_out="16x1@4096/8192"), ["expected one run"]),
         (dict(read="nowhere/*"), ["read=nowhere/*", "no such file"]),
         (dict(read=ROOT / "docs"), ["no pretraining run that is done"]),
@@ -189,7 +189,7 @@ def test_runs_of_another_text_or_tokenizer_are_refused(done, text, cache, tmp_pa
     other = tmp_path / "other"
     other.mkdir()
     for name in ("config.json", "metrics.jsonl", "report.md", "data.json"):
-        content = (done / "ladder" / "16x1@512" / name).read_text()
+        content = (done / "ladder" / "16x1@1024" / name).read_text()
         (other / name).write_text(content)
     facts = json.loads((other / "data.json").read_text())
     (other / "data.json").write_text(json.dumps(facts | {"tokenizer": "another"}))
@@ -198,10 +198,10 @@ def test_runs_of_another_text_or_tokenizer_are_refused(done, text, cache, tmp_pa
 
 
 def test_a_prediction_is_of_one_run_and_comes_first(done, text, cache, tmp_path, capsys):
-    assert main(command(done, text, cache, ladder=LADDER, held_out="80x1@2048")) == 2
-    assert "foretells 64x1@2048, not 80x1@2048" in capsys.readouterr().err
-    (tmp_path / "run" / "ladder" / "80x1@2048").mkdir(parents=True)
-    assert main(command(tmp_path / "run", text, cache, read=done / "ladder", held_out="80x1@2048")) == 2
+    assert main(command(done, text, cache, ladder=LADDER, held_out="80x1@4096")) == 2
+    assert "foretells 64x1@4096, not 80x1@4096" in capsys.readouterr().err
+    (tmp_path / "run" / "ladder" / "80x1@4096").mkdir(parents=True)
+    assert main(command(tmp_path / "run", text, cache, read=done / "ladder", held_out="80x1@4096")) == 2
     assert "begun before its loss was foretold" in capsys.readouterr().err
 
 
