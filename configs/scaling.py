@@ -2,7 +2,7 @@
 
     python -m gpt_jax.main --config=configs/scaling.py[:PRESET[,source=ADDRESS][,read=PATHS][,budget=FLOPS]]
 
-Presets: `books` (default), 12 runs on 18 public-domain books; `novels`, the ladder of the README, 20 runs on some 75 MB
+Presets: `books` (default), 8 runs on 18 public-domain books; `novels`, the ladder of the README, 14 runs on some 75 MB
 of text (source=ADDRESS); `fit`, no run of its own, only what is read. What it does:
 
 - makes every run of `ladder`, WIDTHxLAYERS@TOKENS/TOKENS/..., each a pretraining run in WORKDIR/ladder/NAME. Its
@@ -28,11 +28,10 @@ from ml_collections import ConfigDict
 from gpt_jax.configuration import parse_argument
 
 LADDERS = {  # what is run, and what is foretold
-    "books": ("48x2@0.4M/0.8M/1.6M,64x3@0.4M/0.8M/1.6M,80x3@0.4M/0.8M/1.6M,96x4@0.4M/0.8M/1.6M", "128x5@3.2M"),
+    "books": ("48x2@1.6M/3.2M/4.8M,64x3@1.6M/3.2M/4.8M,80x3@1.6M/3.2M", "128x5@3.2M"),
     "novels": (
-        "48x2@0.8M/1.6M/3.2M/6.4M,64x3@0.8M/1.6M/3.2M/6.4M,80x3@0.8M/1.6M/3.2M/6.4M,96x4@0.8M/1.6M/3.2M/6.4M,"
-        "128x5@0.8M/1.6M/3.2M/6.4M",
-        "160x7@12M",
+        "48x2@1.6M/3.2M/6.4M/12.8M,64x3@1.6M/3.2M/6.4M,80x3@1.6M,96x4@3.2M/6.4M,128x5@3.2M/6.4M,160x6@1.6M/3.2M",
+        "160x7@11.7M",
     ),
     "fit": ("", ""),
 }

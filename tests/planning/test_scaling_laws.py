@@ -13,6 +13,7 @@ from gpt_jax.planning.scaling_laws import (
     PETAFLOP_DAY,
     Point,
     PowerLaw,
+    backtest,
     compute_optimal,
     fit,
     fit_all,
@@ -117,6 +118,17 @@ def test_every_law_takes_the_runs_that_it_speaks_of():
     assert {point.tokens for point in fits["L(N)"].points} == {6.4e6} and len(fits["L(N)"].points) == 5
     assert {point.parameters for point in fits["L(D)"].points} == {983e3} and len(fits["L(D)"].points) == 4
     assert fits["L(C)"].points == tuple(frontier(fits["L(N,D)"].points))
+
+
+def test_a_backtest_sees_nothing_above_a_quarter_of_the_compute():
+    points = points_of(TRUTH)
+    spoilt = [
+        Point(p.name, p.parameters, p.tokens, p.compute, p.loss * (2 if p.compute > 9.5e12 else 1)) for p in points
+    ]
+    largest, foretold, count = backtest(spoilt)
+    assert largest.name == "983000@6.4e+06" and foretold == pytest.approx(float(TRUTH(983e3, 6.4e6)), rel=1e-3)
+    assert count == sum(4 * p.compute <= largest.compute for p in points) < len(points)
+    assert backtest(points[:4]) is None and backtest([]) is None
 
 
 def test_the_frontier_is_what_no_cheaper_run_beats():

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest_runs import ROOT, kill_when
 
-from gpt_jax.main import main
+from gpt_jax.main import main, parse_flags
 from gpt_jax.planning.scaling_laws import PowerLaw
-from gpt_jax.runs import pretrain
+from gpt_jax.runs import pretrain, scaling
 
 LADDER = "16x1@1024/2048,32x1@1024/2048,48x1@2048/4096"
 
@@ -56,14 +56,14 @@ def result(workdir: Path) -> dict:
 
 
 def test_a_run_is_foretold_before_it_is_made(done):
-    prediction, scaling = json.loads((done / "prediction.json").read_text()), result(done)
+    prediction, written = json.loads((done / "prediction.json").read_text()), result(done)
     assert (
         prediction["run"] == "64x1@4096" and len(prediction["points"]) == 6 and "64x1@4096" not in prediction["points"]
     )
     made = [path.stat().st_mtime_ns for path in (done / "ladder" / "64x1@4096").rglob("*")]
     assert (done / "prediction.json").stat().st_mtime_ns < min(made)
-    measured = scaling["measured"]["loss"]
-    assert scaling["error"] == pytest.approx(prediction["loss"] / measured - 1)
+    measured = written["measured"]["loss"]
+    assert written["error"] == pytest.approx(prediction["loss"] / measured - 1)
     report = (done / "report.md").read_text()
     assert f"foretold {prediction['loss']:.4f}" in report and f"Measured {measured:.4f}" in report
     for name in ("curves", "residuals", "optimal"):
@@ -129,6 +129,26 @@ def test_a_table_of_anyones_runs_gives_the_law_and_the_best_size(text, cache, ta
     assert 6 * best["parameters"] * best["tokens"] == pytest.approx(1e14)
     assert best["parameters_interval"][0] <= best["parameters"] * 1.01
     assert "Least loss for 1e+14 FLOPs" in capsys.readouterr().err + (tmp_path / "1" / "report.md").read_text()
+
+
+def test_runs_too_short_for_a_law_are_shown_and_left_out(text, cache, table, tmp_path):
+    assert main(command(tmp_path / "run", text, cache, read=table, **{"scaling.least_tokens": 2_000_000})) == 0
+    written = result(tmp_path / "run")
+    left_out = [point["name"] for point in written["points"] if not point["used"]]
+    assert len(left_out) == 3 and len(written["laws"]["L(N,D)"]["points"]) == 9
+    assert all(f"| {name} (left out) |" in (tmp_path / "run" / "report.md").read_text() for name in left_out)
+
+
+@pytest.mark.parametrize("preset", ["books", "novels"])
+def test_shipped_ladders_can_be_run(preset, text, cache, tmp_path):
+    """Every run of them resolves, a law goes through them, and what they foretell is four times larger."""
+    values = parse_flags(
+        command(tmp_path, text, cache, preset=preset, **{"data.sequence_length": 128, "model.context_length": 128})
+    )
+    rungs, held_out = scaling.check(values.config)
+    assert len({(rung.width, rung.layers) for rung in rungs}) >= 3 and len({rung.tokens for rung in rungs}) >= 3
+    compute = [rung.width**2 * rung.layers * rung.tokens for rung in (*rungs, held_out)]
+    assert compute[-1] > 3.9 * max(compute[:-1])
 
 
 @pytest.mark.parametrize(
