@@ -98,7 +98,9 @@ def columns(points: Sequence[Point], names: Sequence[str]) -> list[np.ndarray]:
     return [np.array([getattr(point, name) for point in points], float) for name in names]
 
 
-def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float = HUBER_DELTA, tries: int = 4):
+def fit(
+    loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float = HUBER_DELTA, tries: int = 4
+) -> PowerLaw:
     """The law that minimises the Huber loss of ln(measured / law).
 
     L-BFGS over (ln E, ln A_i, a_i) from several starts. Every combination of exponents from a grid gives one, whose
@@ -108,18 +110,13 @@ def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float
       loss: float [n]; x: the variables, float [n] each, all positive.
       irreducible: False holds E at 0, as GPT-3's law does.
 
-    Returns:
-      A PowerLaw.
-
     Raises:
       UserError: fewer points than the law has numbers and one more, or fewer than three values of a variable.
     """
     _check(loss, x, irreducible)
     optimize, one_thread = require("scipy.optimize", "finetune"), require("threadpoolctl", "finetune").threadpool_limits
     loss, x = np.asarray(loss, float), [np.asarray(values, float) for values in x]
-    scales = np.array(
-        [np.exp(np.log(values).mean()) for values in x]
-    )  # so that coefficients do not run off with exponents
+    scales = [np.exp(np.log(values).mean()) for values in x]  # so that a coefficient does not follow its exponent
     log_x = np.array([np.log(values / scale) for values, scale in zip(x, scales, strict=True)])
     log_loss, terms = np.log(loss), len(x)
 
@@ -151,7 +148,7 @@ def fit(loss: np.ndarray, *x: np.ndarray, irreducible: bool = True, delta: float
         ]
     best = min(found, key=lambda result: result.fun).x
     exponents = best[terms + 1 :]
-    coefficients = np.exp(best[1 : terms + 1]) * scales**exponents
+    coefficients = np.exp(best[1 : terms + 1]) * np.array(scales) ** exponents
     return PowerLaw(
         float(np.exp(best[0])) if irreducible else 0.0, tuple(coefficients.tolist()), tuple(exponents.tolist())
     )

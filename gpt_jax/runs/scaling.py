@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     The prediction of `held_out` is written before that run begins, and never again.
 
-    Returns, and writes as scaling.json: {"points", "laws", "prediction", "optimal"}.
+    Returns, and writes as scaling.json: what `publish` puts together.
 
     Raises:
       UserError: for everything that the caller can mend; Interrupted: stopped by a signal, the state saved.
