@@ -18,6 +18,10 @@ of text (source=ADDRESS); `fit`, no run of its own, only what is read. What it d
 Written are scaling.json, report.md, curves.png, residuals.png, optimal.png.
 
 Each run is a config of configs/pretrain.py, whose fields can all be set here too (--config.data.source=...).
+
+Measured (2 CPU cores, AMD EPYC, 2026-11-22, beside other work; docs/scaling/): the 14 runs of `novels` on 97 novels, 75
+MB, two or three at a time within 52 minutes. From 13 of them the loss of the 160x7 decoder on 11.7M tokens, four times
+the compute of the largest, was foretold as 2.3477 nats per token; made afterwards, in 33 minutes: 2.3681.
 """
 
 import runpy

@@ -124,13 +124,17 @@ def _span(interval: tuple[float, float], form=lambda number: f"{number:.3g}") ->
 def write_pictures(
     folder: Path,
     points: Sequence[Point],
+    used: Sequence[Point],
     fits: dict[str, Fit],
     prediction: dict[str, Any] | None,
     measured: Point | None,
 ) -> list[tuple[str, str]]:
-    """Draws curves.png, and residuals.png and optimal.png where L(N,D) was fitted; returns (name, what it shows)."""
+    """Draws curves.png, and residuals.png and optimal.png where L(N,D) was fitted; returns (name, what it shows).
+
+    Points that are not `used`, of which no law knows, are crosses.
+    """
     drawn = [("curves.png", "Loss by compute")]
-    _draw(folder / "curves.png", lambda axes: _curves(axes, points, fits, prediction, measured))
+    _draw(folder / "curves.png", lambda axes: _curves(axes, points, used, fits, prediction, measured))
     if "L(N,D)" in fits:
         drawn += [("residuals.png", "What the law misses"), ("optimal.png", "The best size by compute")]
         _draw(folder / "residuals.png", lambda axes: _residuals(axes, fits["L(N,D)"], measured))
@@ -142,12 +146,12 @@ def _draw(path: Path, draw) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     FigureCanvasAgg(figure)  # drawn in memory: no display, no global state
     axes = figure.subplots()
     draw(axes)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")  # beside: it would cover points
     figure.savefig(path, dpi=120)
 
 
@@ -159,7 +163,7 @@ def _groups(points: Sequence[Point]) -> dict[float | None, list[Point]]:
     return groups | ({None: rest} if rest else {})
 
 
-def _curves(axes, points, fits, prediction, measured) -> None:
+def _curves(axes, points, used, fits, prediction, measured) -> None:
     largest = max([p.compute for p in points] + ([prediction["compute"]] if prediction else []))
     span = np.geomspace(min(point.compute for point in points) / 1.5, 2 * largest, 200)
     for number, (size, group) in enumerate(_groups(points).items()):
@@ -167,7 +171,7 @@ def _curves(axes, points, fits, prediction, measured) -> None:
         axes.plot(
             *columns(group, ("compute", "loss")), "o", color=color, label=f"N = {_count(size)}" if size else "runs"
         )
-        if size and "L(N,D)" in fits:
+        if size and group and "L(N,D)" in fits:
             own = np.geomspace(group[0].compute / 1.2, group[-1].compute * 2, 50)
             axes.plot(own, fits["L(N,D)"].law(size, own / 6 / size), color=color, linewidth=0.8)
     if "L(N,D)" in fits:
@@ -175,7 +179,9 @@ def _curves(axes, points, fits, prediction, measured) -> None:
         axes.plot(span, law(*compute_optimal(law, span)), "k--", linewidth=1, label="L(N,D) at the best N and D")
     if "L(C)" in fits:
         axes.plot(span, fits["L(C)"].law(span), color="0.5", linewidth=1, label="L(C) of the best runs")
-    axes.plot(span, GPT3_COMPUTE(span / PETAFLOP_DAY), "k:", label="GPT-3: 2.57·C^-0.048 (compare slopes, not levels)")
+    axes.plot(
+        span, GPT3_COMPUTE(span / PETAFLOP_DAY), "k:", label="GPT-3: 2.57·C^-0.048\n(slopes compare, levels do not)"
+    )
     if prediction:
         low, high = prediction["interval"]
         spread = [[prediction["loss"] - low], [high - prediction["loss"]]]

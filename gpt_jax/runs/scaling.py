@@ -77,13 +77,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         points += [read_workdir(folder) for folder in own]
         found = find_laws(config, points)
         do_on_main_process(lambda: configuration.write_json(workdir / "config.json", recorded))
-        prediction = foretell(config, held_out, found, workdir) if held_out else None
-        result = publish(config, found, prediction, None, workdir)
-        if held_out:
+        if not held_out:
+            return publish(config, found, None, None, workdir)
+        prediction, folder = foretell(config, held_out, found, workdir), ladder / held_out.name
+        if not is_done(folder):
+            publish(config, found, prediction, None, workdir)
             train(config, held_out, ladder)
-            check_same_text([*workdirs, *own, ladder / held_out.name])
-            result = publish(config, found, prediction, read_workdir(ladder / held_out.name), workdir)
-    return result
+        check_same_text([*workdirs, *own, folder])
+        return publish(config, found, prediction, read_workdir(folder), workdir)
 
 
 def check(config: ConfigDict) -> tuple[list[Rung], Rung | None]:
@@ -245,7 +246,7 @@ def publish(
 
     def write() -> None:
         configuration.write_json(workdir / "scaling.json", result)
-        pictures = write_pictures(workdir, found.points, found.fits, prediction, measured)
+        pictures = write_pictures(workdir, found.points, found.used, found.fits, prediction, measured)
         (workdir / "report.md").write_text("\n".join([text, *(f"\n![{alt}]({name})" for name, alt in pictures)]) + "\n")
 
     do_on_main_process(write)

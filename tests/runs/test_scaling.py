@@ -89,11 +89,13 @@ def test_the_rate_falls_with_the_width_and_ends_with_the_run(done):
     assert last["step"] == 32 and last["learning_rate"] == pytest.approx(0.1 * schedules["64x1@4096"]["peak"], rel=1e-3)
 
 
-def test_started_again_nothing_is_made_or_foretold_twice(done, text, cache, monkeypatch):
+def test_started_again_nothing_is_made_or_foretold_twice(done, text, cache, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "run", lambda *_: pytest.fail("made again"))
     before = (done / "prediction.json").read_bytes(), result(done)
     assert main(command(done, text, cache, ladder=LADDER, held_out="64x1@4096", budget="1e10")) == 0
     assert ((done / "prediction.json").read_bytes(), result(done)) == before
+    said = "".join(capsys.readouterr())
+    assert said.count("# Scaling laws") == 1 and "not made yet" not in said
 
 
 def test_finished_ladders_are_read_and_others_join(done, text, cache, tmp_path):
