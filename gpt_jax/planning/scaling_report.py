@@ -168,6 +168,9 @@ def _curves(axes, points, used, fits, prediction, measured) -> None:
     span = np.geomspace(min(point.compute for point in points) / 1.5, 2 * largest, 200)
     for number, (size, group) in enumerate(_groups(points).items()):
         color = f"C{number % 10}"
+        if short := [point for point in group if point not in used]:
+            axes.plot(*columns(short, ("compute", "loss")), "x", color=color)
+            group = [point for point in group if point in used]
         axes.plot(
             *columns(group, ("compute", "loss")), "o", color=color, label=f"N = {_count(size)}" if size else "runs"
         )
