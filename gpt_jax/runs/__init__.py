@@ -10,6 +10,7 @@ RUNS = (
     "generate",
     "predict",
     "pretrain",
+    "scaling",
     "serve",
     "study",
 )
