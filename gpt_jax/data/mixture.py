@@ -96,7 +96,7 @@ def gpt3_table(tokens: float) -> str:
 
 
 def _step(key: str, weights: Any, field: str) -> int:
-    if isinstance(weights, dict) and key.isdecimal():
+    if isinstance(weights, dict) and key.isdecimal() and len(key) < 19:
         return int(key)
     raise UserError(
         f"{field}: {key!r}: {json.dumps(weights)}. Expected weights alone, or for each of some steps the weights from "
@@ -106,10 +106,12 @@ def _step(key: str, weights: Any, field: str) -> int:
 
 def _normalised(weights: dict[str, Any], field: str) -> dict[str, float]:
     for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise UserError(f"{field}: the weight of {name!r} is {json.dumps(weight)}; expected a number from 0 on.")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1e300:
+            raise UserError(
+                f"{field}: the weight of {name!r} is {json.dumps(weight)[:40]}; expected a number from 0 to 1e300."
+            )
     total = math.fsum(weights.values())
-    if not 0 < total < math.inf:
+    if not total:
         raise UserError(f"{field}: all weights are 0 in {json.dumps(weights)}; give at least one source more.")
     return {name: weight / total for name, weight in weights.items() if weight}
 

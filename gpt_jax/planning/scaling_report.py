@@ -59,6 +59,8 @@ def _prediction(result: dict[str, Any]) -> list[str]:
     if foretold["by_compute"]:
         lines[0] += f"; by L(C) {foretold['by_compute'][0]:.4f}"
     lines[0] += "."
+    if (now := len(result["laws"]["L(N,D)"]["points"])) != len(foretold["points"]):
+        lines[0] += f" The laws below are of {now} runs, some of which ended later."
     if measured:
         lines.append(f"**Measured {measured['loss']:.4f}**: the prediction was {result['error']:+.2%} off.")
     else:

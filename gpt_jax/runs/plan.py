@@ -32,7 +32,7 @@ from gpt_jax.planning.report import render
 from gpt_jax.planning.topologies import Topology, find_topology
 from gpt_jax.progress import say
 from gpt_jax.runs import pretrain
-from gpt_jax.runs.recipe import check_batch, check_model_fits
+from gpt_jax.runs.recipe import check_batch, check_model_fits, check_ramp
 from gpt_jax.training.state import TrainState, abstract_state, state_builder
 from gpt_jax.training.step import jit_train_step
 
@@ -132,6 +132,7 @@ def prepare(config: ConfigDict, topology: Topology) -> Step:
     mesh = make_mesh(config.mesh, topology.devices)
     check_model_fits(model, mesh)
     check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
+    check_ramp(config, pretrain.batch_sizes(config), mesh)
     pretrain.check_sequence(config, mesh)
     settings = pretrain.step_settings(config, model, _steps(config))
     build = state_builder(functools.partial(decoder.init, model), settings["optimizer"], config.seed)

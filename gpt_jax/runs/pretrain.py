@@ -313,15 +313,16 @@ def train(
 def describe(config: ConfigDict, text: Text, steps: int) -> None:
     """Says how long the run is: in windows, steps and epochs, of a mixture of each source."""
     sizes = batch_sizes(config)
-    examples, length = sizes.examples(steps), text.windows.length
+    examples, length, last = sizes.examples(steps), text.windows.length, sizes.size(max(steps - 1, 0))
     announce(
-        f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {sizes.full} windows "
+        f"{len(text.windows):,} windows of {length} tokens; {steps:,} steps of {last} windows "
         f"({examples / len(text.windows):.1f} epochs); the first step takes a while: it is compiled"
     )
     if len(sizes.sizes) > 1:
+        ended = "" if last == sizes.full else f", beyond this run's end: it never reaches {sizes.full}"
         announce(
-            f"the batch grows to that from {sizes.sizes[0]} windows on, in {len(sizes.sizes) - 1} stages, until step "
-            f"{sizes.first_steps[-1]:,}; each stage compiles the step anew"
+            f"the batch grows from {sizes.sizes[0]} windows on, in {len(sizes.sizes) - 1} stages, until step "
+            f"{sizes.first_steps[-1]:,}{ended}; each stage compiles the step anew"
         )
     for name, epochs in text.epochs(examples).items():
         announce(f"{name}: {epochs:.2f} epochs of {text.facts['sources'][name]['train']['tokens']:,} tokens")

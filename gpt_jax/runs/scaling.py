@@ -90,6 +90,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def check(config: ConfigDict) -> tuple[list[Rung], Rung | None]:
     """The runs of the ladder and the one that is foretold. UserError: for what would stop a run, before the first."""
     require("scipy.optimize", "finetune")
+    train = config.train
+    others = {"data.mixture": config.data.mixture, "train.ramp_tokens": train.ramp_tokens, "train.tokens": train.tokens}
+    if given := [f"{field}={value}" for field, value in others.items() if value]:
+        raise UserError(
+            f"{', '.join(given)}: the runs of a ladder are of one text, their lengths stand in `ladder`, and their "
+            "batches are full from the start. Leave it out."
+        )
     rungs = parse_ladder(config.ladder, "ladder")
     held_out = parse_ladder(config.held_out, "held_out")
     if len(held_out) > 1:
@@ -125,7 +132,7 @@ def parse_ladder(words: str, field: str) -> list[Rung]:
         match = re.fullmatch(r"(\d+)x(\d+)@(.+)", word)
         for budget in match[3].split("/") if match else [""]:
             tokens = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kMBT]?)", budget)
-            if not tokens:
+            if not tokens or float(tokens[1]) > 1e18:
                 raise UserError(
                     f"{field}: {word!r}: expected WIDTHxLAYERS@TOKENS, as in 48x2@0.8M, or 48x2@0.8M/1.6M for two runs."
                 )
@@ -212,6 +219,11 @@ def foretell(config: ConfigDict, rung: Rung, found: Findings, workdir: Path) -> 
     size = parameters_without_embeddings(model_config(**resolved.model))
     tokens = resolved.train.steps * resolved.train.batch_size * resolved.data.sequence_length
     compute = 6 * size * tokens
+    if known := [point.name for point in found.points if (point.parameters, point.tokens) == (size, tokens)]:
+        raise UserError(
+            f"{known[0]} among the runs read is {rung.name} itself: a loss that is known is not foretold. Leave it out "
+            "of read, or choose another held_out."
+        )
     laws = {"L(N,D)": (size, tokens), "L(C)": (compute,)}
     foretold = {name: found.fits[name].predict(*x, seed=config.seed) for name, x in laws.items() if name in found.fits}
     prediction = dict(
@@ -235,7 +247,7 @@ def publish(
         points=[dataclasses.asdict(point) | {"used": point in found.used} for point in found.points],
         laws={name: describe(one) for name, one in found.fits.items()},
         not_fitted=found.refused,
-        pure_exponent=pure_exponent(found.fits),
+        pure_exponent=pure_exponent(found.fits, config.scaling.huber_delta),
         backtest=tested and dict(run=tested[0].name, measured=tested[0].loss, foretold=tested[1], points=tested[2]),
         optimal=optimal(config.budget, found) if config.budget else None,
         prediction=prediction,
@@ -273,12 +285,12 @@ def describe(one: Fit) -> dict[str, Any]:
     )
 
 
-def pure_exponent(fits: dict[str, Fit]) -> float | None:
+def pure_exponent(fits: dict[str, Fit], delta: float) -> float | None:
     """The exponent of a law of compute without an irreducible term, as GPT-3's is; None without L(C)."""
     if "L(C)" not in fits:
         return None
     loss, compute = columns(fits["L(C)"].points, ("loss", "compute"))
-    return fit(loss, compute, irreducible=False).exponents[0]
+    return fit(loss, compute, irreducible=False, delta=delta).exponents[0]
 
 
 def optimal(budget: float, found: Findings) -> dict[str, Any]:

@@ -107,6 +107,10 @@ def check_same_text(workdirs: Sequence[Path]) -> None:
     first: dict[str, Any] = {}
     for workdir in workdirs:
         facts = json.loads((workdir / "data.json").read_text())
+        if "sources" in facts:
+            raise UserError(
+                f"{workdir}: a run on a mixture of sources; the laws are of one text. Leave it out of read."
+            )
         own = {
             "tokenizer": facts["tokenizer"],
             "training text": facts["train"]["fingerprint"],

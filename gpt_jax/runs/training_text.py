@@ -62,7 +62,8 @@ def resolve_sources(data: ConfigDict) -> None:
       UserError: for a source and a mixture together, a mixture that is none, and names without an address.
     """
     if data.mixture is None:
-        data.source = data.source or "books"
+        if data.source is None:
+            data.source = "books"
         return
     if data.source:
         raise UserError(

@@ -43,9 +43,10 @@ def make_schedule(
     if decay_end < 1:
         raise UserError(f"schedule.decay_steps={decay_end}: expected at least 1.")
     if not 0 <= warmup_steps < decay_end:
+        unit = "steps" if position is None else "full batches' worth of tokens"
         raise UserError(
-            f"schedule: warmup_steps={warmup_steps} leaves nothing of the {decay_end} steps until the decay ends. "
-            "Expected 0 <= warmup_steps < steps; lower --config.schedule.warmup_steps."
+            f"schedule: warmup_steps={warmup_steps:g} leaves nothing of the {decay_end:g} {unit} until the decay ends. "
+            "Expected 0 <= warmup_steps < steps; lower --config.schedule.warmup_steps, or warmup_tokens where set."
         )
     if name in OPENAI_SHAPES:
         if final_fraction:

@@ -70,6 +70,10 @@ def check_memory(plan):
             ["mesh.tensor=8", "Sizes that work: 1, 2, 4"],
         ),
         (["--plan=cpu", "--config.train.batch_size=12"], ["train.batch_size=12", "nearest that does: 16"]),
+        (
+            ["--plan=cpu", "--config.train.ramp_tokens=4096", "--config.train.ramp_from=64"],
+            ["train.ramp_from=64", "8 devices"],
+        ),
         (["--plan=cpu", "--config.run=finetune"], ["--plan: of pretraining runs only", "run='finetune'"]),
         (["--plan_search"], ["--plan_search: for which machine? Say --plan=TOPOLOGY"]),
     ],

@@ -227,6 +227,20 @@ def test_a_prediction_is_of_one_run_and_comes_first(done, text, cache, tmp_path,
     assert "begun before its loss was foretold" in capsys.readouterr().err
 
 
+def test_a_run_that_is_read_is_not_foretold(done, text, cache, tmp_path, capsys):
+    fields = dict(read=done / "ladder", held_out="64x1@4096")
+    assert main(command(tmp_path / "run", text, cache, **fields)) == 2
+    assert "64x1@4096 among the runs read" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "prediction.json").exists()
+
+
+@pytest.mark.parametrize("fields", [{"train.ramp_tokens": 512}, {"train.tokens": 4096}, {"ladder": "16x1@1e400"}])
+def test_what_would_make_another_run_than_the_ladder_says_is_refused(text, cache, tmp_path, capsys, fields):
+    assert main(command(tmp_path / "run", text, cache, **{"ladder": LADDER} | fields)) == 2
+    error = capsys.readouterr().err
+    assert ("full from the start" if "ladder" not in fields else "expected WIDTHxLAYERS") in error
+
+
 def test_time_of_the_prediction_is_that_of_the_clock(done):
     stamp = json.loads((done / "prediction.json").read_text())["time"]
     assert stamp[:4] == time.strftime("%Y") and ("+" in stamp or "-" in stamp[10:])
