@@ -1,13 +1,14 @@
 """The texts of evaluation sets, which training text must not hold."""
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt_jax.data.curation.reading import BrokenDocument, Format, InputFile, input_files, parse, raw_documents
 from gpt_jax.errors import UserError
 
-_FORMAT = Format(id_field=None, max_bytes=2**30)
+_FORMAT = Format(id_field=None, max_bytes=2**30, on_error="skip")  # so that a problem is told here, in our words
 
 
 def evaluation_texts(address: str | None, fields: Sequence[str]) -> list[str]:
@@ -18,10 +19,12 @@ def evaluation_texts(address: str | None, fields: Sequence[str]) -> list[str]:
     """
     if not address:
         return []
+    if "://" in address:
+        raise UserError(f"contamination.sets={address}: evaluation sets are read on this machine. Copy the files here.")
     texts = []
     for file in input_files("contamination.sets", "evaluation", address):
         for raw in raw_documents(file, _FORMAT):
-            texts.append(_text_of(file, raw, fields))
+            texts.append(unicodedata.normalize("NFC", _text_of(file, raw, fields)))  # as clean-up leaves the documents
     if not texts:
         raise UserError(
             f"contamination.sets={address}: there is no example in it. Correct the address or leave it out."
@@ -31,6 +34,8 @@ def evaluation_texts(address: str | None, fields: Sequence[str]) -> list[str]:
 
 def _text_of(file: InputFile, raw, fields: Sequence[str]) -> str:
     try:
+        if raw.problem:
+            raise BrokenDocument(f"{raw.message.rstrip('.')}.")
         if file.kind == "txt":
             return parse(raw, _FORMAT).document.text
         record = json.loads(raw.data)

@@ -63,7 +63,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _word(token: str) -> str:
-    token = token.lower()
+    token = unicodedata.normalize("NFC", token.lower())
     if token.isalnum():
         return token
     return "".join(character for character in token if unicodedata.category(character)[0] not in "PSC")

@@ -41,6 +41,10 @@ def test_a_words_hash_is_blake2b_of_its_lower_case_without_punctuation():
     assert word_hashes("").dtype == word_hashes("a").dtype == np.uint64
 
 
+def test_a_word_is_the_same_in_every_unicode_form():
+    assert word_hashes("\u00c9t\u00e9").tolist() == word_hashes("E\u0301te\u0301").tolist()
+
+
 def test_vowel_signs_belong_to_their_word_and_ideographs_are_words():
     assert len(set(word_hashes("\u0915\u093f \u0915\u0940"))) == 2
     assert [*map(tuple, word_spans("ab\u4f60\u597d \u304b!"))] == [(0, 2), (2, 3), (3, 4), (5, 6)]
