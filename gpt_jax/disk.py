@@ -72,6 +72,11 @@ def disk_errors_explained(folder: Path) -> Iterator[None]:
         raise
 
 
+def is_full(error: Exception) -> bool:
+    """Whether `error` is that of a full disk, or of a quota."""
+    return _is_one_of(error, _FULL)
+
+
 def _is_one_of(error: Exception, codes: tuple[int, ...]) -> bool:
     if isinstance(error, OSError):
         return error.errno in codes

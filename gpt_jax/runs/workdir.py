@@ -1,7 +1,6 @@
 """The folder of a run: opened, locked, and held against what an earlier start left in it."""
 
 import contextlib
-import errno
 import fcntl
 import importlib.metadata
 import os
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 import jax
 
+from gpt_jax.disk import is_full
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import do_on_main_process, is_main_process
 
@@ -38,12 +38,12 @@ def open_workdir(path: Path) -> Iterator[Path]:
             if is_main_process():
                 _leave_no_trace(path, is_new)
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, RuntimeError) as error:  # array_record and Beam raise the second, with the reason as text
+            if not is_full(error):
                 raise
             raise UserError(
-                f"no space left on the disk of {error.filename or path}. What was saved is whole, the last checkpoint "
-                "too; free some space and start again to go on from it."
+                f"no space left on the disk of {getattr(error, 'filename', None) or path}. What was saved is whole; "
+                "free some space and start again to go on from it."
             ) from error
 
 

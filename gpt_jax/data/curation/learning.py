@@ -2,11 +2,21 @@
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gpt_jax.data.curation import quality_classifier
 from gpt_jax.data.curation.cleanup import Cleanup, clean
-from gpt_jax.data.curation.reading import Format, InputFile, OpenPath, chunks, parse_chunk, raw_of_files
+from gpt_jax.data.curation.reading import (
+    Format,
+    InputFile,
+    OpenPath,
+    Raw,
+    bytes_to_read,
+    chunks,
+    parse_chunk,
+    raw_of_files,
+)
+from gpt_jax.progress import byte_progress
 
 PASSAGE_CHARACTERS = 4000  # a novel is not one example among a thousand questions, but some hundred
 _CHUNK_BYTES = 2**20
@@ -27,17 +37,16 @@ def learn(
     Of each class it learns from the `max_texts` passages of the least hash, whatever the order of files and lines.
     UserError: as `quality_classifier.train`, and what is wrong with a file.
     """
-    sides = [
-        [text for _, text in heapq.nsmallest(max_texts, _passages(files, form, cleanup, open_path))]
-        for files in (positives, negatives)
-    ]
+    sides = []
+    for name, files in (("positives", positives), ("negatives", negatives)):
+        with byte_progress(f"Reading {name} for the quality classifier", bytes_to_read(files)) as advance:
+            raws = raw_of_files(files, form, open_path, advance)
+            sides.append([text for _, text in heapq.nsmallest(max_texts, _passages(raws, form, cleanup))])
     return quality_classifier.train(*sides, seed=seed)
 
 
-def _passages(
-    files: Sequence[InputFile], form: Format, cleanup: Cleanup | None, open_path: OpenPath | None
-) -> Iterator[tuple[bytes, str]]:
-    for chunk in chunks(raw_of_files(files, form, open_path), _CHUNK_BYTES):
+def _passages(raws: Iterable[Raw], form: Format, cleanup: Cleanup | None) -> Iterator[tuple[bytes, str]]:
+    for chunk in chunks(raws, _CHUNK_BYTES):
         for parsed in parse_chunk(chunk, form)[0]:
             text = clean(parsed.document.text, cleanup)[0] if cleanup is not None else parsed.document.text
             for passage in _cut(text):

@@ -34,7 +34,16 @@ from gpt_jax.data.curation.passes import (
     shard_of,
     uncommon,
 )
-from gpt_jax.data.curation.reading import Format, InputFile, Raw, Skipped, chunks, parse_chunk, raw_of_files
+from gpt_jax.data.curation.reading import (
+    Format,
+    InputFile,
+    Raw,
+    Skipped,
+    bytes_to_read,
+    chunks,
+    parse_chunk,
+    raw_of_files,
+)
 from gpt_jax.data.curation.shards import FACTS, ShardFacts, shard_folder, write_shard
 from gpt_jax.data.curation.work_folder import (
     new_folder,
@@ -43,6 +52,7 @@ from gpt_jax.data.curation.work_folder import (
     read_lists,
     read_records,
     remove_unfinished,
+    save,
     shingles_at,
     write_chunk,
 )
@@ -79,10 +89,10 @@ def run(
     with Workers(workers, job) as pool:
         folders = _make_chunks(files, job, pool, chunk_bytes)
         index = _Index(folders)
-        np.save(job.work / "ranks.npy", index.ranks)
+        save(job.work / "ranks.npy", index.ranks)
         duplicates = _find_duplicates(job, index, folders, pool)
         passages = _find_passages(job, index, duplicates, folders, pool)
-        np.save(job.work / "grams.npy", _uncommon_grams(job.treatment, index, duplicates))
+        save(job.work / "grams.npy", _uncommon_grams(job.treatment, index, duplicates))
         _write_verdicts(job, index, duplicates, passages)
         shards = [shard_folder(job.work, number) for number in range(job.shards)]
         tasks = [(number, folder, folders) for number, folder in enumerate(shards) if not folder.exists()]
@@ -98,9 +108,7 @@ def run(
 def _make_chunks(files: Sequence[InputFile], job: Job, pool: Workers, chunk_bytes: int) -> list[Path]:
     done = job.work / "chunks.json"
     if not done.exists():
-        total = sum(file.size for file in files)
-        packed = any(not file.path.lower().endswith((".txt", ".jsonl")) for file in files)
-        with byte_progress("Reading and treating documents", None if packed else total) as advance:
+        with byte_progress("Reading and treating documents", bytes_to_read(files)) as advance:
             raws = raw_of_files(files, job.form, advance=advance)
             count = 0
 
@@ -181,7 +189,7 @@ def _edges_file(work: Path, band: int) -> Path:
 
 def _find_duplicates(job: Job, index: "_Index", folders: list[Path], pool: Workers) -> dict[str, Decision]:
     """The decision about every document that has a near-duplicate."""
-    if job.treatment.similarity is None:
+    if job.treatment.similarity is None or not folders:
         return {}
     tasks = [(band, folders, index.starts) for band in range(near_duplicates.BANDS)]
     todo = [task for task in tasks if not _edges_file(job.work, task[0]).exists()]
@@ -230,10 +238,10 @@ def _find_passages(
     job: Job, index: "_Index", duplicates: Mapping[str, Decision], folders: list[Path], pool: Workers
 ) -> np.ndarray:
     """The windows that stand in several places of the documents that are left; PASSAGE [n], by rank."""
-    if job.treatment.passage_words is None:
+    if job.treatment.passage_words is None or not folders:
         return np.zeros(0, PASSAGE)
     dropped = [rank for rank, name in enumerate(index.names) if name in duplicates and not duplicates[name].kept]
-    np.save(job.work / "survivors.npy", np.where(np.isin(index.ranks, dropped), -1, index.ranks))
+    save(job.work / "survivors.npy", np.where(np.isin(index.ranks, dropped), -1, index.ranks))
     tasks = [(part, folders, index.starts) for part in range(PASSAGE_PARTS)]
     todo = [task for task in tasks if not _passages_file(job.work, task[0]).exists()]
     for _ in task_progress("Looking for passages that repeat", pool.map(_mark_passages, todo), len(todo)):

@@ -9,7 +9,7 @@ each has: a score says which of the two a text looks like, not how rare good tex
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,6 +20,7 @@ from gpt_jax.data.curation.documents import Decision
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.extras import require
+from gpt_jax.progress import say, task_progress
 
 FORMAT = 1
 FEATURES = 2**18  # as Spark's HashingTF, which GPT-3 used
@@ -93,7 +94,8 @@ def train(positives: Sequence[str], negatives: Sequence[str], *, seed: int) -> C
                 f"{len(positives):,} positives and {len(negatives):,} negatives: too few {name}. Give it a source of "
                 "them with some hundred texts or more, or a trained classifier, or leave this stage out."
             )
-    features = _features(texts, FEATURES)
+    features = _features(task_progress("Hashing the words of texts", texts, len(texts)), FEATURES)
+    say("Fitting the quality classifier")
     regression = require("sklearn.linear_model", "data").LogisticRegression(
         C=INVERSE_PENALTY, class_weight="balanced", solver="liblinear", random_state=0
     )
@@ -131,7 +133,7 @@ def uniform(seed: int, document_id: str) -> float:
     return ((int.from_bytes(digest, "little") >> 11) + 0.5) / 2**53
 
 
-def _features(texts: Sequence[str], features: int):
+def _features(texts: Iterable[str], features: int):
     """Counts of lower-cased words, hashed into `features` columns, each row of length 1; scipy.sparse [n, features]."""
     vectorizer = require("sklearn.feature_extraction.text", "data").HashingVectorizer
     return vectorizer(analyzer=_words, n_features=features).transform(texts)

@@ -146,7 +146,10 @@ def raw_documents(
     except UserError as error:
         message = f"{error} It stands in {file.path} after line {number}." if number else str(error)
         if form.on_error == "stop":
-            raise UserError(f"{message} (on_error=skip goes on without the rest of the file.)") from None
+            raise UserError(
+                f"{message} Go on without the rest of the file (--config.on_error=skip, in the same --workdir), or "
+                "mend it and start in another --workdir."
+            ) from None
         yield Raw(file, number or None, b"", "damaged", message)
 
 
@@ -157,6 +160,13 @@ def raw_of_files(
     for file in files:
         opened = None if open_path is None else functools.partial(open_path, file.path)
         yield from raw_documents(file, form, opened, advance)
+
+
+def bytes_to_read(files: Sequence[InputFile]) -> int | None:
+    """How many bytes `raw_documents` will tell of, all `files` together; None where some are packed."""
+    if all(file.path.lower().endswith((".txt", ".jsonl")) for file in files):
+        return sum(file.size for file in files)
+    return None
 
 
 def _watched(content: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
@@ -220,7 +230,9 @@ def parse_chunk(chunk: Sequence[Raw], form: Format) -> tuple[list[Parsed], list[
         except BrokenDocument as error:
             if form.on_error == "stop":
                 raise UserError(
-                    f"{raw.place}: {error} Correct or delete it, or pass over what is broken: --config.on_error=skip."
+                    f"{raw.place}: {error} Go on without what is broken (--config.on_error=skip, in the same "
+                    "--workdir), or correct or delete it and start in another --workdir: what this one holds was made "
+                    "of the file as it is."
                 ) from None
             skipped.append(Skipped(raw.file.source, raw.place, "broken", str(error)))
     return documents, skipped

@@ -8,6 +8,7 @@ work/shards/00003/    the finished files of a shard
 
 import contextlib
 import functools
+import io
 import json
 import os
 import shutil
@@ -72,11 +73,11 @@ def write_chunk(
         starts = np.zeros(shards + 1, np.int64)
         for record in by_shard:
             starts[shard_of(record.id, shards) + 1] += file.write(json.dumps(record.as_json()).encode() + b"\n")
-    np.save(folder / "shard_starts.npy", np.cumsum(starts))
+    save(folder / "shard_starts.npy", np.cumsum(starts))
     if treatment.similarity is not None:
         sets = [shingles_of(record) for record in by_shard if record.kept]
         keys = near_duplicates.band_keys(near_duplicates.signatures(sets))
-        np.save(folder / "keys.npy", np.ascontiguousarray(keys.T))
+        save(folder / "keys.npy", np.ascontiguousarray(keys.T))
         _save_lists(folder, "shingles", sets)
     if treatment.passage_words is not None:
         windows = [exact_substrings.windows(record.text, treatment.passage_words) for record in by_shard if record.kept]
@@ -93,9 +94,16 @@ def write_chunk(
     (folder / "index.json").write_text(json.dumps(asdict(index)))
 
 
+def save(path: Path, array: np.ndarray) -> None:
+    """`numpy.save`, but a full disk is an OSError that says so (ndarray.tofile's has no errno)."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())
+
+
 def _save_lists(folder: Path, name: str, lists: Sequence[np.ndarray]) -> None:
-    np.save(folder / f"{name}.npy", np.concatenate([np.zeros(0, np.uint64), *lists]))
-    np.save(folder / f"{name}_starts.npy", np.cumsum([0, *map(len, lists)]))
+    save(folder / f"{name}.npy", np.concatenate([np.zeros(0, np.uint64), *lists]))
+    save(folder / f"{name}_starts.npy", np.cumsum([0, *map(len, lists)]))
 
 
 def read_lists(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -91,8 +91,8 @@ class Workers:
         except BrokenProcessPool:
             raise UserError(
                 f"one of the {self.number} worker processes was ended from outside, most likely because the memory "
-                "was full. What is done is kept: start again to go on, with fewer workers (--config.workers=N) or "
-                "smaller chunks if it happens again."
+                "was full. What is done is kept: start again to go on, with fewer workers (--config.workers=N) "
+                "if it happens again; smaller chunks (--config.chunk_bytes) need another --workdir."
             ) from None
 
 
