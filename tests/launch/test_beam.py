@@ -1,9 +1,12 @@
 """launch/beam.sh hands configs/curate.py the options of a cluster, as one flag, and its own arguments as they are."""
 
 import shlex
+from pathlib import Path
 
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions, WorkerOptions
 from stand_ins import AWKWARD, Stage
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
 def called(stage: Stage, *words: str) -> tuple[list[str], PipelineOptions]:
@@ -42,3 +45,9 @@ def test_spark_gets_its_master(stage):
     _, options = called(stage, "spark", *flags, "--", "x")
     values = options.get_all_options()
     assert (values["runner"], values["spark_master_url"]) == ("SparkRunner", "spark://s:7077")
+
+
+def test_no_image_takes_along_what_is_of_this_machine():
+    for dockerfile in LAUNCH.glob("*Dockerfile"):
+        ignored = dockerfile.with_name(f"{dockerfile.name}.dockerignore").read_text().split("\n")
+        assert {".git", ".venv", "runs", "models"} < set(ignored)
