@@ -186,11 +186,21 @@ def second_pass(record: Record, verdict: Verdict, grams: np.ndarray, treatment: 
 
 
 def output_documents(finished: Finished) -> list[Document]:
-    """What goes into the training set: the document, or its pieces as ID#1, ID#2, ..."""
+    """What goes into the training set: the document, or the pieces of SOURCE:ID as SOURCE#1:ID, SOURCE#2:ID, ...
+
+    Own ids may hold any character, names of sources no `#` and no `:`, so a piece is never called as a document is.
+    """
     record = finished.record
     if len(finished.texts) == 1:
         return [Document(record.id, record.source, finished.texts[0])]
-    return [Document(f"{record.id}#{n}", record.source, text) for n, text in enumerate(finished.texts, 1)]
+    own_id = record.id.removeprefix(record.source)
+    return [Document(f"{record.source}#{n}{own_id}", record.source, text) for n, text in enumerate(finished.texts, 1)]
+
+
+def cut_from(name: str) -> str:
+    """The id of the document that a piece is of, SOURCE:ID of SOURCE#2:ID; another id as it is."""
+    source, colon, own_id = name.partition(":")
+    return source.partition("#")[0] + colon + own_id
 
 
 def duplicate_decisions(
@@ -246,5 +256,5 @@ def equal_ids(name: str, places: Sequence[str], documents: int) -> UserError:
         f"the id {name.partition(':')[2]!r} of source {name.partition(':')[0]!r} is that of two documents: "
         f"{' and '.join(places)}{f' ({documents:,} such documents in all)' if documents > 1 else ''}. Ids must be "
         "unique in a source. Correct them, name another field (--config.id_field=NAME), or have documents called by a "
-        "hash of their text (--config.id_field=)."
+        "hash of their text (--config.id_field=); each in another --workdir, since this one was begun with these ids."
     )

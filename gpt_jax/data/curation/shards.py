@@ -1,7 +1,8 @@
-"""What a curation leaves: shards of documents by source, and shards of decisions, each sorted by id.
+"""What a curation leaves: shards of documents by source, and shards of decisions.
 
-A shard holds the documents whose ids have its number as their hash (`passes.shard_of`), so it is the same file whoever
-writes it. `jsonl.zst` is what `file:` reads, `array_record` makes a data set that `tfds:` reads.
+Each is sorted by the ids of the documents as they were read; the pieces of one that was cut stand beside each other, in
+the order of its text. A shard holds the documents whose ids have its number as their hash (`passes.shard_of`), so it is
+the same file whoever writes it. `jsonl.zst` is what `file:` reads, `array_record` makes a data set that `tfds:` reads.
 """
 
 import collections
@@ -25,7 +26,7 @@ from gpt_jax.errors import UserError
 
 FORMATS = ("jsonl.zst", "array_record")
 VERSION = "1.0.0"  # of a data set that TFDS reads
-DECISIONS, FACTS = "decisions.jsonl.zst", "facts.json"
+DECISIONS, FACTS = ".decisions.jsonl.zst", "facts.json"  # with a dot: no source is called so
 _LEVEL = 3  # zstd: eight times as fast as 10, a tenth larger
 
 
