@@ -35,6 +35,7 @@ placeholder = config_dict.placeholder
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The curation, or with `why,id=ID` what an earlier one decided about a document."""
+    argument, _, document = (argument or "").partition(",id=")  # which may hold commas
     preset, values = parse_argument(argument, presets=("curate", "why"), fields={"id": str})
     config = ConfigDict(
         dict(
@@ -79,5 +80,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     )
     if preset == "why":
-        config.why = values.get("id", "")
+        config.why = document or values.get("id", "")
     return config.lock()

@@ -17,8 +17,8 @@ from gpt_jax.data.curation import contamination, local_runner, quality_classifie
 from gpt_jax.data.curation.cleanup import Cleanup
 from gpt_jax.data.curation.evaluation_sets import evaluation_texts
 from gpt_jax.data.curation.learning import learn
-from gpt_jax.data.curation.passes import Treatment, shard_of
-from gpt_jax.data.curation.provenance import KEPT, SourceTally, Tally, explain, harmless
+from gpt_jax.data.curation.passes import Treatment, cut_from, shard_of
+from gpt_jax.data.curation.provenance import KEPT, SourceTally, Tally, explain, explain_skipped, harmless
 from gpt_jax.data.curation.quality_rules import Thresholds
 from gpt_jax.data.curation.reading import Format, InputFile, OpenPath, Skipped, input_files
 from gpt_jax.data.curation.report import emptiness, overview, write_curation_report
@@ -62,13 +62,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     files = open_sources(config)
     with open_workdir(workdir):
         current = configuration.as_json(config)
-        configuration.check_same(workdir, "config.json", current, what="config", free=FREE_TO_CHANGE)
+        # what was done under on_error=stop had nothing broken in it, so skip may go on with it, but not the reverse
+        free = (*FREE_TO_CHANGE, *(["on_error"] if config.on_error == "skip" else []))
+        configuration.check_same(workdir, "config.json", current, what="config", free=free)
         learnt_from = training_files(config, files)
         texts = evaluation_texts(config.contamination.sets, config.contamination.fields)
-        facts = {
-            "files": [[file.path, file.size, file.changed] for file in itertools.chain(files, *(learnt_from or ()))],
-            "evaluation": digest(texts),
-        }
+        inputs = {file.path: [file.size, file.changed] for file in itertools.chain(files, *(learnt_from or ()))}
+        facts = {"files": inputs, "number of files": len(inputs), "evaluation": digest(texts)}
         configuration.check_same(workdir, "inputs.json", facts, what="input (it has changed since the run began)")
         if (workdir / "manifest.json").exists():
             shutil.rmtree(workdir / "work", ignore_errors=True)
@@ -112,6 +112,7 @@ def check(config: ConfigDict) -> None:
         ("classifier.alpha", config.classifier.alpha, config.classifier.alpha > 0),
         ("max_document_bytes", config.max_document_bytes, config.max_document_bytes > 0),
         ("chunk_bytes", config.chunk_bytes, config.chunk_bytes > 0),
+        ("contamination.common", config.contamination.common, config.contamination.common > 0),
         ("workers", config.workers, config.workers >= 0),
         ("output.shards", config.output.shards, config.output.shards is None or config.output.shards > 0),
     ):
@@ -174,6 +175,8 @@ def treatment_of(
     thresholds = chosen(Thresholds, config.rules) if config.rules.on else None
     if thresholds is not None:
         thresholds = dataclasses.replace(thresholds, **dict.fromkeys(config.rules.off))
+    # before the training, which takes long: an evaluation set may be refused
+    grams = {"grams": contamination.evaluation_grams(texts)} if texts else {}
     place, classifier = workdir / "classifier.npz", None
     if place.exists():
         classifier = quality_classifier.load(place)
@@ -190,7 +193,7 @@ def treatment_of(
         trusted=frozenset(config.trusted), common=config.contamination.common,
         similarity=config.duplicates.similarity if config.duplicates.on else None,
         passage_words=config.passages.words if config.passages.on else None,
-        **({"grams": contamination.evaluation_grams(texts)} if texts else {}),
+        **grams,
     )  # fmt: skip
 
 
@@ -317,6 +320,8 @@ def address_of(config: ConfigDict, place: str, source: str) -> str:
 def why(workdir: Path, document: str) -> dict[str, Any]:
     """Prints and returns what was decided about a document, called by its id or by where it stands.
 
+    Of a document that could not be read, which has a place only, the row is that of skipped.json.
+
     UserError: there is no such document, or no decisions.
     """
     manifest = workdir / "manifest.json"
@@ -328,7 +333,8 @@ def why(workdir: Path, document: str) -> dict[str, Any]:
             f"no decisions of a curation in {folder}. Name the --workdir of one that is done; if its beam.output is "
             "not on this machine, copy decisions/ from there into a folder and name that."
         )
-    by_id = ([files[shard_of(document, len(files))]], lambda row: row["id"] == document)
+    name = cut_from(document)
+    by_id = ([files[shard_of(name, len(files))]], lambda row: row["id"] == name)
     by_place = (files, lambda row: any(stands_at(place, document) for place in (row["place"], *row["copies"])))
     for searched, fits in (by_id, by_place):
         for path in searched:
@@ -337,10 +343,17 @@ def why(workdir: Path, document: str) -> dict[str, Any]:
                     if fits(row):
                         print("\n".join(map(harmless, explain(row))))
                         return row
+    record = workdir / "skipped.json"
+    skipped = json.loads(record.read_bytes()) if record.exists() else []
+    for row in skipped:
+        if stands_at(row["place"], document):
+            print("\n".join(map(harmless, explain_skipped(row))))
+            return row
     raise UserError(
         f"why: no document {document!r} in {folder}. Ids are written SOURCE:ID, as in report.md and in "
-        "the files of documents/ (there without #1, #2, ... behind); a text file may be called by its name, a line by "
-        "its own too: 'crawl-3.jsonl.zst, line 17'."
+        "the files of documents/; a text file may be called by its name, a line by its own too: "
+        "'crawl-3.jsonl.zst, line 17'."
+        + (f" {len(skipped):,} could not be read and are known by their places alone: {record}." if skipped else "")
     )
 
 

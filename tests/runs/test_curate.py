@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from small_crawl import config_of, documents, kept, outputs, question, write, write_crawl
+from small_crawl import WORDS, config_of, documents, kept, outputs, question, text, write, write_crawl
 
 from gpt_jax.data.curation import local_runner, work_folder
 from gpt_jax.data.sources import open_source
 from gpt_jax.errors import UserError
-from gpt_jax.main import main
+from gpt_jax.main import main, parse_flags
 from gpt_jax.runs import curate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def test_each_document_is_kept_or_dropped_for_the_reason_that_is_wrong_with_it(c
 def test_what_an_evaluation_set_holds_is_cut_out_of_the_middle(curated):
     texts = kept(curated)
     original = next(row["text"] for row in documents()["web"] if row["id"] == "tainted")
-    pieces = [texts["web:tainted#1"], texts["web:tainted#2"]]
+    pieces = [texts["web#1:tainted"], texts["web#2:tainted"]]
     assert original.startswith(pieces[0]) and original.endswith(pieces[1])
     start = original.index(" ".join(question().split()[3:25]))
     stop = start + len(" ".join(question().split()[3:25]))
@@ -80,8 +81,7 @@ def test_the_table_adds_up_and_says_where_everything_went(curated):
         assert line in text, text
     assert (curated / "web.png").read_bytes().startswith(b"\x89PNG") and "Lorem ipsum" in text
     manifest = json.loads((curated / "manifest.json").read_text())
-    rows = [len(list(group)) for group in ([name for name in kept(curated) if name.startswith(f"{source}:")]
-                                           for source in ("web", "fine"))]  # fmt: skip
+    rows = [len([name for name in kept(curated) if name.startswith(source)]) for source in ("web", "fine")]
     assert [sum(shard["rows"] for shard in manifest["sources"][source]["shards"]) for source in ("web", "fine")] == rows
     for one in (*manifest["sources"]["web"]["shards"], *manifest["decisions"]):
         assert (curated / one["file"]).stat().st_size == one["bytes"]
@@ -91,14 +91,15 @@ def test_the_table_adds_up_and_says_where_everything_went(curated):
 def test_the_training_text_is_an_address_that_runs_read(curated, tmp_path):
     source = open_source(f"file:{curated}/documents/web/*.jsonl.zst", validation_fraction=0.0, cache_dir=tmp_path)
     texts = {piece.text for piece in source.pieces("train")}
-    assert texts == {text for name, text in kept(curated).items() if name.startswith("web:")}
+    assert texts == {text for name, text in kept(curated).items() if name.startswith("web")}
 
 
 @pytest.mark.parametrize("document, words", [
     ("web:near-3", ("near_duplicates: DROPPED (near_duplicate): cluster web:good-3, documents 2, kept web:good-3",
                     "similarity 0.9", "not in the training set")),
     ("web:short", ("quality_rules: DROPPED (min_words): words 4,", "read from", "line ")),
-    ("web:tainted", ("contamination: kept", "pieces 2", "written as web:tainted#1, web:tainted#2 in documents/web/")),
+    ("web:tainted", ("contamination: kept", "pieces 2", "written as web#1:tainted, web#2:tainted in documents/web/")),
+    ("web#2:tainted", ("contamination: kept", "pieces 2")),  # by the name of a piece
     ("web:17", ("written as web:17",)),
 ])  # fmt: skip
 def test_why_tells_what_was_decided_about_a_document(curated, capsys, monkeypatch, document, words):
@@ -115,6 +116,11 @@ def test_why_takes_the_place_of_a_document_for_its_name(curated):
         curate.why(curated, "art1.jsonl.zst, line 1")
 
 
+@pytest.mark.parametrize("name", ["a,b=c, d", "x,id=y"])
+def test_why_takes_an_id_with_commas(name):
+    assert parse_flags(["main", f"--config={ROOT}/configs/curate.py:why,id=web:{name}"]).config.why == f"web:{name}"
+
+
 def test_why_names_the_other_places_of_a_copied_text(curated, capsys):
     name = next(name for name in kept(curated) if len(name) == 36 and "the same text" in _told(curated, name, capsys))
     assert name.startswith("web:")
@@ -125,22 +131,70 @@ def _told(curated: Path, name: str, capsys) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("source", ["decisions", "facts"])
+@pytest.mark.parametrize("runner", ["local", "beam"])
+def test_a_source_may_have_the_name_of_a_file_of_ours(crawl, tmp_path, source, runner):
+    curate.run(config_of(crawl, sources=json.dumps({source: f"file:{crawl}/fine/*"}), runner=runner), tmp_path)
+    assert set(kept(tmp_path).values()) == {row["text"] for row in documents()["fine"]}
+
+
+def test_a_piece_is_not_called_as_another_document_is(tmp_path):
+    crawl = write_crawl(tmp_path / "crawl")
+    draw = random.Random(5)
+    write(crawl / "web", "awkward", [{"id": f"tainted#{n}", "text": text(draw)} for n in (1, 2)])
+    curate.run(config_of(crawl), tmp_path / "out")  # `kept` refuses equal ids
+    assert {"web:tainted#1", "web:tainted#2", "web#1:tainted", "web#2:tainted"} < set(kept(tmp_path / "out"))
+
+
+def test_evaluation_text_is_found_in_any_unicode_form(tmp_path):
+    crawl, draw = write_crawl(tmp_path / "crawl"), random.Random(6)
+    asked = " ".join(f"caf\u00e9{word} \u304c" for word in draw.sample(WORDS, 20))
+    (crawl / "questions.jsonl").write_text(json.dumps({"question": unicodedata.normalize("NFD", asked)}))
+    write(crawl / "web", "accents", [{"id": "accents", "text": f"{text(draw)} {asked} {text(draw)}"}])
+    curate.run(config_of(crawl), tmp_path / "out")
+    assert {"web#1:accents", "web#2:accents"} < set(kept(tmp_path / "out"))
+
+
+def test_the_training_of_the_classifier_shows_how_far_it_is(curated_by_every_stage, crawl, tmp_path, capsys):
+    curate.run(config_of(crawl, **EVERY_STAGE), tmp_path)
+    told = capsys.readouterr().err
+    for words in ("Reading positives for", "Reading negatives for", "Hashing the words of texts", "Fitting"):
+        assert words in told
+    assert outputs(tmp_path) == outputs(curated_by_every_stage)
+
+
 # --- the same, whoever makes it
 
 
+EVERY_STAGE = {"trusted": ("fine",), "classifier__alpha": 0.3, "passages__on": True, "passages__words": 20}
+
+
+@pytest.fixture(scope="module")
+def curated_by_every_stage(crawl, tmp_path_factory) -> Path:
+    """The same, by a classifier too, which it trains, and without repeated passages."""
+    workdir = tmp_path_factory.mktemp("every_stage")
+    curate.run(config_of(crawl, **EVERY_STAGE), workdir)
+    assert "quality_classifier/pareto" in reasons(workdir).values()
+    assert "| exact_substrings | text cut from" in (workdir / "report.md").read_text()
+    return workdir
+
+
+@pytest.mark.parametrize("stages, expected", [({}, "curated"), (EVERY_STAGE, "curated_by_every_stage")])
 @pytest.mark.parametrize(
     "files, order, fields",
     [(1, 1, {}), (5, 2, {"chunk_bytes": 300}), (2, 3, {"chunk_bytes": 10**6, "workers": 2})],
     ids=["one file", "small chunks", "two workers"],
 )
-def test_neither_order_nor_files_nor_workers_nor_chunks_matter(curated, tmp_path, files, order, fields):
-    crawl = write_crawl(tmp_path / "crawl", files=files, order=order)
-    curate.run(config_of(crawl, **fields), tmp_path / "out")
-    ours, theirs = outputs(tmp_path / "out"), outputs(curated)
+def test_neither_order_nor_files_nor_workers_nor_chunks_matter(
+    request, tmp_path, files, order, fields, stages, expected
+):
+    crawl, undisturbed = write_crawl(tmp_path / "crawl", files=files, order=order), request.getfixturevalue(expected)
+    curate.run(config_of(crawl, **fields, **stages), tmp_path / "out")
+    ours, theirs = outputs(tmp_path / "out"), outputs(undisturbed)
     assert {name: data for name, data in ours.items() if name.startswith("documents/")} == {
         name: data for name, data in theirs.items() if name.startswith("documents/")
     }
-    assert reasons(tmp_path / "out") == reasons(curated)
+    assert reasons(tmp_path / "out") == reasons(undisturbed)
 
 
 def test_the_number_of_shards_changes_no_decision(crawl, curated, tmp_path):
@@ -194,7 +248,7 @@ def test_array_record_is_a_data_set_that_tfds_reads(crawl, curated, tmp_path, mo
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "documents"))
     source = open_source("tfds:web", validation_fraction=0.0, cache_dir=tmp_path / "cache")
     texts = {piece.text for piece in source.pieces("train")}
-    assert texts == {text for name, text in kept(curated).items() if name.startswith("web:")}
+    assert texts == {text for name, text in kept(curated).items() if name.startswith("web")}
 
 
 # --- killed at any moment
@@ -327,7 +381,12 @@ def test_an_input_that_changed_is_refused(crawl, tmp_path):
     config = config_of(own)
     curate.run(config, tmp_path / "out")
     write(own / "web", "part0", documents()["web"][:30])
-    with pytest.raises(UserError, match="another input"):
+    with pytest.raises(UserError, match="another input") as error:
+        curate.run(config, tmp_path / "out")
+    named = [line for line in str(error.value).splitlines() if "there," in line]
+    assert len(named) == 1 and "part0.jsonl.zst" in named[0]  # and none of the files that are as they were
+    write(own / "web", "more", [])
+    with pytest.raises(UserError, match="number of files: 6 there, 7 here"):
         curate.run(config, tmp_path / "out")
 
 
@@ -351,15 +410,18 @@ def test_two_documents_of_one_id_are_named_with_their_places(tmp_path, runner):
     refused(config, tmp_path / "out", "'good-3' of source 'web'", "late.jsonl.zst, line 1", "part0.jsonl.zst, line 2")
 
 
-def test_a_document_over_the_size_limit_is_counted_passed_over_and_named(tmp_path):
+def test_a_document_over_the_size_limit_is_counted_passed_over_and_named(tmp_path, capsys):
     crawl = write_crawl(tmp_path)
     write(crawl / "web", "large", [{"id": "large", "text": "x" * 50000}, {"id": "fine", "text": "y"}])
-    (crawl / "web" / "book.jsonl").unlink(missing_ok=True)
     curate.run(config_of(crawl, max_document_bytes=20000), tmp_path / "out")
     assert "| read | too_long | -1 |" in (tmp_path / "out" / "report.md").read_text()
     (skipped,) = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert skipped["place"].endswith("large.jsonl.zst, line 1") and skipped["message"] == "50,027 bytes"
     assert reasons(tmp_path / "out")["web:fine"] == "quality_rules/min_words"  # what stands behind is read
+    told = _told(tmp_path / "out", "large.jsonl.zst, line 1", capsys)
+    assert "read: DROPPED (too_long): 50,027 bytes" in told and "not in the training set" in told
+    with pytest.raises(UserError, match="no document 'web:large'(.|\n)*1 could not be read.*skipped.json"):
+        curate.why(tmp_path / "out", "web:large")
 
 
 BROKEN = [b'{"id": "a", "text": "b"', b'{"text": 3}', b"[]", b'{"id": [1], "text": "b"}', b"\xff{}",
@@ -371,11 +433,13 @@ def test_a_broken_line_stops_with_its_place_or_is_passed_over_if_asked(tmp_path,
     crawl = write_crawl(tmp_path)
     (crawl / "web" / "broken.jsonl").write_bytes(b'{"id": "before", "text": "t"}\n' + line + b'\n{"text": "after"}')
     config = config_of(crawl, rules__on=False)
-    refused(config, tmp_path / "out", "broken.jsonl, line 2", "--config.on_error=skip")
-    curate.run(config_of(crawl, on_error="skip", rules__on=False), tmp_path / "skip")
-    (skipped,) = json.loads((tmp_path / "skip" / "skipped.json").read_text())
+    refused(config, tmp_path / "out", "broken.jsonl, line 2", "--config.on_error=skip, in the same --workdir")
+    curate.run(config_of(crawl, on_error="skip", rules__on=False), tmp_path / "out")
+    (skipped,) = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert skipped["place"].endswith("broken.jsonl, line 2") and skipped["reason"] == "broken"
-    assert "web:before" in kept(tmp_path / "skip") and "after" in kept(tmp_path / "skip").values()
+    assert "web:before" in kept(tmp_path / "out") and "after" in kept(tmp_path / "out").values()
+    with pytest.raises(UserError, match="on_error: 'skip' there, 'stop' here"):
+        curate.run(config, tmp_path / "out")
 
 
 @pytest.mark.parametrize("suffix, runner", [(".gz", "local"), (".xz", "local"), (".zst", "local"), (".zst", "beam")])
@@ -390,9 +454,9 @@ def test_a_damaged_shard_stops_with_its_place_or_gives_what_stands_before(tmp_pa
     config.update_from_flattened_dict(fields)
     refused(config, tmp_path / "out", str(path), "after line", "on_error=skip")
     config.on_error = "skip"
-    curate.run(config, tmp_path / "skip")
-    assert 10 < len(kept(tmp_path / "skip")) < 100
-    (skipped,) = json.loads((tmp_path / "skip" / "skipped.json").read_text())
+    curate.run(config, tmp_path / "out")
+    assert 10 < len(kept(tmp_path / "out")) < 100
+    (skipped,) = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert skipped["reason"] == "damaged" and str(path) in skipped["place"]
 
 
@@ -404,6 +468,14 @@ def test_a_source_of_which_nothing_is_left_is_named_with_what_took_it(tmp_path):
     refused(config, tmp_path / "out", "source 'poor': none of its 5", "5 by quality_rules: min_words", "report.md")
     assert curate.why(tmp_path / "out", "poor:3")["decisions"][-1]["reason"] == "min_words"
     refused(config, tmp_path / "out", "source 'poor'")  # as often as it is started
+
+
+@pytest.mark.parametrize("runner", ["local", "beam"])
+def test_input_without_a_line_is_one_message(tmp_path, runner):
+    crawl = write_crawl(tmp_path)
+    empty = write(tmp_path, "empty", [])
+    config = config_of(crawl, runner=runner, sources=json.dumps({"web": f"file:{empty}"}), passages__on=True)
+    refused(config, tmp_path / "out", "source 'web': there is no document in it")
 
 
 @pytest.mark.parametrize("side", ["positives", "negatives"])
@@ -422,19 +494,29 @@ def test_a_classifier_with_one_class_is_refused(tmp_path, side):
         ("questions.jsonl", b'{"asked": "a b c"}', ["line 1", "no field 'question' (found: 'asked')"]),
         ("questions.jsonl", b'{"question": "only a few words"}', ["none of 13 words"]),
         ("questions.jsonl", b"", ["there is no example in it"]),
+        ("questions.jsonl.gz", b"\x1f\x8b", ["questions.jsonl.gz", "correct the file or leave it out"]),
     ],
 )
-def test_an_evaluation_set_that_does_not_parse_is_refused_before_anything_is_done(tmp_path, name, content, words):
+def test_an_evaluation_set_that_does_not_parse_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, name, content, words
+):
+    monkeypatch.setattr(curate, "learn", lambda *args, **options: pytest.fail("the classifier was trained"))
     crawl = write_crawl(tmp_path)
     (crawl / name).write_bytes(content)
-    refused(config_of(crawl), tmp_path / "out", *words)
+    sets = f"file:{crawl / name}"
+    message = refused(config_of(crawl, trusted=("fine",), contamination__sets=sets), tmp_path / "out", *words)
+    assert "on_error" not in message
     assert not (tmp_path / "out" / "work").exists()
 
 
-@pytest.mark.parametrize("place", ["chunk", "shard"])
-def test_a_full_disk_is_one_message_and_the_next_start_goes_on(crawl, curated, tmp_path, monkeypatch, place):
+FULL = OSError(errno.ENOSPC, "No space left on device", "somewhere")
+FULL_FOR_ARRAY_RECORD = RuntimeError("Failed to write 8 bytes: No space left on device; writing part0")
+
+
+@pytest.mark.parametrize("place, error", [("chunk", FULL), ("shard", FULL), ("shard", FULL_FOR_ARRAY_RECORD)])
+def test_a_full_disk_is_one_message_and_the_next_start_goes_on(crawl, curated, tmp_path, monkeypatch, place, error):
     def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        raise error
 
     monkeypatch.setattr(local_runner, f"write_{place}", full)
     refused(config_of(crawl), tmp_path, "no space left on the disk", "start again to go on")
@@ -468,9 +550,12 @@ def test_a_worker_that_is_killed_is_one_message(crawl, tmp_path):
         ({"trusted": ("wbe",)}, ["no source 'wbe'. Did you mean 'web'?"]),
         ({"on_error": "ignore"}, ["on_error='ignore': expected one of stop, skip"]),
         ({"rules__off": ("min_word",)}, ["Did you mean 'min_words'?"]),
+        ({"contamination__common": 0}, ["contamination.common=0 is out of range"]),
+        ({"contamination__sets": "file:gs://b/questions.jsonl"}, ["evaluation sets are read on this machine"]),
         ({"duplicates__similarity": 1.5}, ["duplicates.similarity=1.5 is out of range"]),
         ({"output__format": "array_record", "sources": '{"My-web": "books"}'}, ["no name of a TFDS data set"]),
         ({"runner": "beam", "beam__options": "--runner=Nowhere"}, ["beam.options='--runner=Nowhere'", "Nowhere"]),
+        ({"runner": "beam", "beam__options": "it's"}, ['beam.options="it\'s"', "No closing quotation"]),
         ({"runner": "beam", "beam__output": "ftp://b/out"}, ["beam.output='ftp://b/out': Beam refuses them"]),
         ({"runner": "beam", "sources": '{"web": "file:ftp://b/*.jsonl"}'}, ["ftp://b/*.jsonl: cannot be looked up"]),
         ({"classifier__path": "nowhere.npz"}, ["nowhere.npz"]),

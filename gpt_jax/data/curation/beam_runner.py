@@ -59,9 +59,9 @@ def run(
 
     UserError: as `local_runner.run`; options that Beam does not know.
     """
-    words = shlex.split(options)
-    runner = None if any(word.startswith("--runner") for word in words) else "FnApiRunner"
     try:
+        words = shlex.split(options)
+        runner = None if any(word.startswith("--runner") for word in words) else "FnApiRunner"
         pipeline = beam.Pipeline(runner, beam.options.pipeline_options.PipelineOptions(words))
         store.put({TREATMENT: pickle.dumps(treatment)})
     except (ValueError, SystemExit) as error:  # the second is argparse's, which has said what is wrong

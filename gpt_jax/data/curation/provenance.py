@@ -163,5 +163,12 @@ def explain(values: Mapping[str, Any]) -> Iterable[str]:
         yield "  not in the training set"
 
 
+def explain_skipped(values: Mapping[str, Any]) -> Iterable[str]:
+    """Lines that say why a document could not be read, from its row of skipped.json."""
+    yield f"{values['place']}, of the source {values['source']}"
+    yield f"  read: DROPPED ({values['reason']}): {values['message']}"
+    yield "  not in the training set"
+
+
 def _number(value: float | int | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
