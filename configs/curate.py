@@ -47,6 +47,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
             text_field="text",
             id_field="id",  # empty: documents go by a hash of their text
             encoding="utf-8",  # of .txt files
+            tokenizer=dict(path=placeholder(str)),  # counts what is kept in tokens too: a folder, tokenizer.json, GGUF
             max_document_bytes=2**24,  # of a line or a text file; longer ones are passed over, and named
             on_error="stop",  # at a broken line or a damaged file: stop | skip
             cleanup=dict(on=True, **optional_fields(Cleanup)),  # cleanup.py; empty fields: its defaults

@@ -41,6 +41,7 @@ from gpt_jax.errors import UserError, did_you_mean
 from gpt_jax.parallel.runtime import announce
 from gpt_jax.progress import clock
 from gpt_jax.runs.workdir import environment, open_workdir
+from gpt_jax.text.imported import open_tokenizer
 
 FREE_TO_CHANGE = ("workers", "why", "beam.options")
 BYTES_A_SHARD = 2**25
@@ -68,13 +69,19 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         learnt_from = training_files(config, files)
         texts = evaluation_texts(config.contamination.sets, config.contamination.fields)
         inputs = {file.path: [file.size, file.changed] for file in itertools.chain(files, *(learnt_from or ()))}
-        facts = {"files": inputs, "number of files": len(inputs), "evaluation": digest(texts)}
+        tokenizer = open_tokenizer(Path(config.tokenizer.path).expanduser()) if config.tokenizer.path else None
+        facts = {
+            "files": inputs,
+            "number of files": len(inputs),
+            "evaluation": digest(texts),
+            "tokenizer": tokenizer and tokenizer.fingerprint,
+        }
         configuration.check_same(workdir, "inputs.json", facts, what="input (it has changed since the run began)")
         if (workdir / "manifest.json").exists():
             shutil.rmtree(workdir / "work", ignore_errors=True)
             announce(f"{workdir}: done by an earlier start; its report is {workdir / 'report.md'}")
             return json.loads((workdir / "manifest.json").read_bytes())
-        treatment = treatment_of(config, learnt_from, texts, workdir)
+        treatment = dataclasses.replace(treatment_of(config, learnt_from, texts, workdir), tokenizer=tokenizer)
         configuration.write_json(workdir / "inputs.json", facts)
         configuration.write_json(workdir / "environment.json", environment())
         configuration.write_json(workdir / "config.json", current)
@@ -278,6 +285,8 @@ def finish(
     write_curation_report(
         workdir, tally, skipped=skipped, classifier=treatment.classifier, config=configuration.as_json(config),
         summary=[("evaluation n-grams", f"{len(treatment.grams):,}"), ("shards", f"{len(facts):,}"),
+                 ("tokens", f"as {config.tokenizer.path} counts them" if treatment.tokenizer is not None else
+                  "not counted: name a tokenizer, --config.tokenizer.path, in another --workdir"),
                  ("time of the last start", clock(time.monotonic() - began))],
     )  # fmt: skip
     if empty := emptiness(tally, sources, workdir):
@@ -307,7 +316,7 @@ def source_facts(own: SourceTally, moves: Sequence[Move]) -> dict[str, Any]:
     """What the manifest says of a source."""
     documents, words, size = own.counts[KEPT]
     shards = [{"file": move.target, **move.facts} for move in moves]
-    return {"documents": documents, "words": words, "bytes": size, "shards": shards}
+    return {"documents": documents, "words": words, "bytes": size, "tokens": own.tokens, "shards": shards}
 
 
 def address_of(config: ConfigDict, place: str, source: str) -> str:

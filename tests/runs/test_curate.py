@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zstandard
 from small_crawl import WORDS, config_of, documents, kept, outputs, question, text, write, write_crawl
+from small_models import byte_tokenizer
 
 from gpt_jax.data.curation import local_runner, work_folder
 from gpt_jax.data.sources import open_source
@@ -153,6 +154,22 @@ def test_evaluation_text_is_found_in_any_unicode_form(tmp_path):
     write(crawl / "web", "accents", [{"id": "accents", "text": f"{text(draw)} {asked} {text(draw)}"}])
     curate.run(config_of(crawl), tmp_path / "out")
     assert {"web#1:accents", "web#2:accents"} < set(kept(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("runner", ["local", "beam"])
+def test_a_tokenizer_counts_what_is_kept(crawl, curated, tmp_path, runner):
+    byte_tokenizer().save(tmp_path / "bytes")
+    fields = {"tokenizer__path": str(tmp_path / "bytes"), "workers": 2, "runner": runner}
+    curate.run(config_of(crawl, **fields), tmp_path / "out")
+    assert kept(tmp_path / "out") == kept(curated)
+    size = {source: 0 for source in ("web", "fine")}
+    for name, one in kept(curated).items():
+        size[name.partition(":")[0].partition("#")[0]] += len(one.encode())
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {source: facts["tokens"] for source, facts in manifest["sources"].items()} == size
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"| {size['web']:,} | {size['web']:,} |\n" in report and "tokens out" in report
+    assert "| tokens | not counted: name a tokenizer" in (curated / "report.md").read_text()
 
 
 def test_the_training_of_the_classifier_shows_how_far_it_is(curated_by_every_stage, crawl, tmp_path, capsys):
@@ -559,6 +576,7 @@ def test_a_worker_that_is_killed_is_one_message(crawl, tmp_path):
         ({"runner": "beam", "beam__output": "ftp://b/out"}, ["beam.output='ftp://b/out': Beam refuses them"]),
         ({"runner": "beam", "sources": '{"web": "file:ftp://b/*.jsonl"}'}, ["ftp://b/*.jsonl: cannot be looked up"]),
         ({"classifier__path": "nowhere.npz"}, ["nowhere.npz"]),
+        ({"tokenizer__path": "nowhere"}, ["There is no tokenizer at nowhere"]),
         ({"id_field": "text", "text_field": "body"}, ["no text in a field 'body'"]),
     ],
 )

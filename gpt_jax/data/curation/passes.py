@@ -16,6 +16,7 @@ from gpt_jax.data.curation.documents import Decision, Document
 from gpt_jax.data.curation.quality_rules import Thresholds, check
 from gpt_jax.data.curation.reading import Parsed
 from gpt_jax.errors import UserError
+from gpt_jax.text.tokenizer import Tokenizer
 
 STAGES = (
     "read",
@@ -41,6 +42,7 @@ class Treatment:
       passage_words: from which a passage that stands in several documents is kept in the first only.
       grams: hashed runs of words of the evaluation sets, uint64, sorted; none leaves de-contamination out.
       common: a gram in more documents than this is common speech, and cuts nothing.
+      tokenizer: counts what is kept in tokens too.
     """
 
     seed: int = 0
@@ -53,6 +55,7 @@ class Treatment:
     passage_words: int | None = None
     grams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     common: int = contamination.COMMON
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass
@@ -112,11 +115,13 @@ class Finished:
     Attributes:
       texts: what goes into the training set; several where it was cut.
       without_passages: (words, bytes) after repeated passages were cut out.
+      tokens: of all texts, without the symbols that end them; None where there is no tokenizer.
     """
 
     record: Record
     texts: list[str]
     without_passages: tuple[int, int] | None = None
+    tokens: int | None = None
 
 
 def first_pass(documents: Sequence[Parsed], treatment: Treatment) -> list[Record]:
@@ -182,7 +187,10 @@ def second_pass(record: Record, verdict: Verdict, grams: np.ndarray, treatment: 
         texts, decision = contamination.cut(text, grams)
         if decision.numbers["hits"]:
             record.decisions.append(decision)
-    return Finished(record, texts if record.kept else [], size)
+    texts, tokens = texts if record.kept else [], None
+    if treatment.tokenizer is not None:
+        tokens = sum(len(treatment.tokenizer.encode(one)) for one in texts)
+    return Finished(record, texts, size, tokens)
 
 
 def output_documents(finished: Finished) -> list[Document]:

@@ -28,12 +28,14 @@ class SourceTally:
       counts: "stage/reason" -> [documents, words, bytes] that were lost there; `READ` -> all that was there, `KEPT` ->
         what is left. So READ minus all others is KEPT. Text cut out of documents that stay counts no documents there:
         it stands in `changed`, as [documents, words, bytes] of each stage.
+      tokens: of what is left; None where there was no tokenizer to count them by.
       samples: "stage/reason" -> the `SAMPLES` documents of the least hash, as [hash, id, numbers, beginning].
       histograms: name -> counts by bin.
     """
 
     counts: dict[str, list[int]] = field(default_factory=dict)
     changed: dict[str, list[int]] = field(default_factory=dict)
+    tokens: int | None = None
     samples: dict[str, list[list]] = field(default_factory=dict)
     histograms: dict[str, list[int]] = field(default_factory=dict)
 
@@ -74,6 +76,8 @@ class Tally:
         left = tuple(map(sum, zip(*map(size_of, finished.texts), strict=True)))
         _changed(own, "contamination", size, left)
         _count(own.counts, KEPT, 1, *left)
+        if finished.tokens is not None:
+            own.tokens = (own.tokens or 0) + finished.tokens
         _bin(own.histograms, "words kept", *_word_bin(left[0]))
         if record.score:
             _bin(own.histograms, "score kept", *_share_bin(record.score))
@@ -97,6 +101,8 @@ class Tally:
             for mine, added in ((own.counts, theirs.counts), (own.changed, theirs.changed)):
                 for key, counts in added.items():
                     _count(mine, key, *counts)
+            if theirs.tokens is not None:
+                own.tokens = (own.tokens or 0) + theirs.tokens
             for key, counts in theirs.histograms.items():
                 mine = own.histograms.setdefault(key, [0] * len(counts))
                 own.histograms[key] = [a + b for a, b in zip(mine, counts, strict=True)]

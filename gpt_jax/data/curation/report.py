@@ -48,13 +48,17 @@ def write_curation_report(
 
 
 def overview(tally: Tally) -> list[str]:
-    """A table of all sources."""
-    lines = ["| source | documents in | out | | words in | words out | bytes in | bytes out |", "|---|" + "---:|" * 7]
+    """A table of all sources; with tokens where a tokenizer counted them."""
+    counted = any(own.tokens is not None for own in tally.sources.values())
+    lines = [
+        f"| source | documents in | out | | words in | words out | bytes in | bytes out |{' tokens out |' * counted}",
+        "|---|" + "---:|" * (7 + counted),
+    ]
     for name, own in tally.sources.items():
         (documents, words, size), (left, words_left, size_left) = own.counts[READ], own.counts.get(KEPT, (0, 0, 0))
         lines.append(
             f"| {name} | {documents:,} | {left:,} | {left / max(1, documents):.1%} | {words:,} | {words_left:,} "
-            f"| {size:,} | {size_left:,} |"
+            f"| {size:,} | {size_left:,} |{f' {own.tokens or 0:,} |' * counted}"
         )
     return lines
 
