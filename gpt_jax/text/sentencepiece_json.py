@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt_jax.errors import UserError
 from gpt_jax.extras import require
+from gpt_jax.text.sentencepiece_proto import model_proto
 from gpt_jax.text.tokenizer_json import added_token, merges_by_score, sentencepiece_bpe
 
 # sentencepiece_model.proto, ModelProto.SentencePiece.Type and TrainerSpec.ModelType
@@ -44,9 +45,8 @@ def sentencepiece_document(model: bytes, where: str) -> tuple[dict[str, Any], di
 def _parsed(model: bytes, where: str):
     require("google.protobuf", "huggingface")
     from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = model_proto()()
     try:
         proto.ParseFromString(model)
     except DecodeError as error:

@@ -246,8 +246,7 @@ def test_grouped_heads_equal_repeated_heads(one_device):
     np.testing.assert_allclose(apply(params, config, ids), apply(wide, full, ids), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize(("layers", "remat"), [(2, "block"), (3, "none")])
 def test_alternating_layers_are_the_same_scanned_and_unrolled(layers, remat, one_device):
     config = dataclasses.replace(
         TINY, num_layers=layers, attention_pattern="alternating", attention_window=3, dropout=0.2, remat=remat

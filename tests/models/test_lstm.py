@@ -221,7 +221,11 @@ def test_a_fresh_forget_gate_is_open_and_kernels_have_the_published_spread(one_d
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"data": 4, "fsdp": 2}, {"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 2, "sequence": 2}],
+    [
+        pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.slow),
+        {"data": 2, "tensor": 2, "sequence": 2},
+    ],
     ids=str,
 )
 def test_every_mesh_gives_one_devices_loss_and_gradients(sizes):

@@ -57,7 +57,7 @@ def two_undisturbed(runs, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_loss_of_one_of_two_ends_the_other_and_a_restart_resumes_bit_for_bit(
     runs, two_undisturbed, tmp_path, victim
 ):
