@@ -22,12 +22,13 @@ the MFU without collectives that the TPU compiler's estimates give; nothing was 
 2026-11-22). "-": not compiled. Scanned layers compile in half a minute and are slower than unrolled ones.
 
     preset       sequences  v5e-8     v5e-16    v5p-8     v6e-8     --config.
-    gpt1         8          2.6 53%   -         -         -         optimizer.name=adamw optimizer.clip_norm=1.0
-    gpt2-small   8          4.7 51%   -         -         -         -
+    gpt1         8          2.4 53%   -         -         -         optimizer.name=adamw optimizer.clip_norm=1.0
+    gpt2-small   8          4.7 51%   -         4.7 43%   -         -
+    gpt2-small   8          -         4.7 51%   -         -         mesh.data=2 mesh.fsdp=8
     gpt2-medium  8          6.8 35%   -         8.3 31%   7.9 16%   model.scan_layers=True model.remat=dots
     gpt2-large   4          6.8 38%   -         -         -         model.scan_layers=True model.remat=dots
     gpt2-xl      4          11.1 41%  9.4 40%   -         -         model.scan_layers=True
-    gpt2-xl      4          -         11.0 51%  -         -         mesh.data=2 mesh.fsdp=8
+    gpt2-xl      4          -         10.8 51%  -         -         mesh.data=2 mesh.fsdp=8
     gpt3-1.3B    2          8.8 50%   -         -         -         model.scan_layers=True model.remat=dots
 """
 
