@@ -9,7 +9,7 @@ from gpt_jax.alignment.masked import masked_mean, masked_variance
 def generalized_advantages(
     rewards_BT: jax.Array, values_BT: jax.Array, mask_BT: jax.Array, *, discount: float = 1.0, decay: float = 0.95
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalized advantage estimation (Schulman et al. 2016, equation 16), and the returns that values should foretell.
+    """Generalized advantage estimation (Schulman et al. 2016, equation 16), and the returns that values aim at.
 
     A_t = δ_t + γλ A_{t'} with δ_t = r_t + γ V_{t'} - V_t, where t' is the next token that the mask keeps; behind the
     last one the value is 0. Tokens that it does not keep are passed over as if they were not there.

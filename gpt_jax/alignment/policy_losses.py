@@ -56,8 +56,8 @@ def policy_metrics(
     """Scalars over a minibatch's tokens.
 
     Returns:
-      ratio: mean of π / π_old, near 1 in a healthy run; clip_fraction: share of tokens whose ratio is beyond 1 ± `clip`;
-      approximate_kl: KL(π_old ‖ π) in nats a token, never negative.
+      ratio: mean of π / π_old, near 1 in a healthy run; clip_fraction: share of the tokens whose ratio is beyond
+      1 ± `clip`; approximate_kl: KL(π_old ‖ π) in nats a token, never negative.
     """
     ratio_BT = jnp.exp(log_probs_BT - old_log_probs_BT)
     return {

@@ -27,7 +27,7 @@ def compile_scorer(
     """
 
     def sums(params: Any, batch: Batch) -> jax.Array:
-        hidden_BTD = decoder.hidden_states(params, config, batch["tokens"])
+        hidden_BTD = decoder.hidden_states(params, config, batch["tokens"], segments_BT=batch.get("segments"))
         mask_BT = batch["loss_mask"]
         nats_BT = next_token_nats(params, config, hidden_BTD, batch["targets"]) * mask_BT
         bytes_BT = jnp.asarray(token_bytes, jnp.float32)[batch["targets"]] * mask_BT

@@ -53,6 +53,14 @@ def adapter_specs(config: ModelConfig, rank: int, targets: tuple[str, ...]) -> d
     return {"layers": specs}
 
 
+def with_adapters(params: dict, alpha: float) -> dict:
+    """A tree whose `model` computes with its `adapters`, where there are any; what stands beside them is left alone."""
+    if "adapters" not in params:
+        return params
+    beside = {name: room for name, room in params.items() if name != "adapters"}
+    return beside | {"model": merge_adapters(params["model"], params["adapters"], alpha)}
+
+
 def merge_adapters(params: dict, adapters: dict, alpha: float) -> dict:
     """The decoder's parameters with every adapter added to its kernel; no gradient flows into the decoder's own.
 

@@ -26,6 +26,7 @@ def dot_product_attention(
     block: int = 0,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q kᵀ / √H) v under a causal mask, T = S; the reference that every other kernel is held to.
 
@@ -35,6 +36,7 @@ def dot_product_attention(
     Args:
       block: queries worked off together; each block computes the scores of the keys up to its own end only, which
         saves almost half of them. 0: all in one.
+      segments_BT: int, which of the texts that share a row a token belongs to; it sees no other. None: all is one.
 
     Returns: [B, T, N, H] in q's dtype.
     """
@@ -46,9 +48,11 @@ def dot_product_attention(
     for start in range(0, time, block):
         stop = min(start + block, time)
         block_key = None if key is None else jax.random.fold_in(key, start)
-        visible_TS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
+        visible = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
+        if segments_BT is not None:
+            visible &= (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop])[:, None]
         outputs.append(
-            _attend(q_BTKGH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], visible_TS, dropout_rate, block_key)
+            _attend(q_BTKGH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], visible, dropout_rate, block_key)
         )
     return jnp.concatenate(outputs, axis=1).reshape(batch, time, heads, width)
 
@@ -61,6 +65,7 @@ def banded_attention(
     window: int,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """`dot_product_attention` in which query t sees only keys t - `window` < s ≤ t; its cost grows with T · window.
 
@@ -72,15 +77,17 @@ def banded_attention(
     """
     batch, time, heads, width = q_BTNH.shape
     if window >= time:
-        return dot_product_attention(q_BTNH, k_BSKH, v_BSKH, dropout_rate=dropout_rate, key=key)
+        return dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, dropout_rate=dropout_rate, key=key, segments_BT=segments_BT
+        )
     kv_heads, chunks = k_BSKH.shape[2], -(-time // window)
 
     def chunked(x: jax.Array) -> jax.Array:  # behind the end stand zeros, which no real query sees
-        x = jnp.pad(x, ((0, 0), (0, chunks * window - time), (0, 0), (0, 0)))
+        x = jnp.pad(x, ((0, 0), (0, chunks * window - time), *[(0, 0)] * (x.ndim - 2)))
         return x.reshape(batch, chunks, window, *x.shape[2:])
 
     def with_chunk_before(x: jax.Array) -> jax.Array:
-        before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+        before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)))
         return jnp.concatenate([before, x], axis=2)
 
     q_BCTKGH = chunked(q_BTNH).reshape(batch, chunks, window, kv_heads, heads // kv_heads, width)
@@ -88,7 +95,11 @@ def banded_attention(
     distance_TS = window + jnp.arange(window)[:, None] - jnp.arange(2 * window)
     exists_CS = (jnp.arange(chunks) > 0)[:, None] | (jnp.arange(2 * window) >= window)  # nothing before chunk 0
     visible_CTS = (distance_TS >= 0) & (distance_TS < window) & exists_CS[:, None, :]
-    out_BCTKGH = _attend(q_BCTKGH, k_BCSKH, v_BCSKH, visible_CTS[:, None], dropout_rate, key)
+    visible = visible_CTS[:, None]
+    if segments_BT is not None:
+        own_BCT = chunked(segments_BT)
+        visible &= (own_BCT[..., None] == with_chunk_before(own_BCT)[:, :, None])[:, :, None]
+    out_BCTKGH = _attend(q_BCTKGH, k_BCSKH, v_BCSKH, visible, dropout_rate, key)
     return out_BCTKGH.reshape(batch, chunks * window, heads, width)[:, :time]
 
 
@@ -167,16 +178,25 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def self_attention(
-    x_BTD: jax.Array, params: dict, config: ModelConfig, key: jax.Array | None, *, window: int = 0
+    x_BTD: jax.Array,
+    params: dict,
+    config: ModelConfig,
+    key: jax.Array | None,
+    *,
+    window: int = 0,
+    segments_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Multi-head (or grouped-query) causal self-attention of one layer, its output projection included.
 
     Args:
       window: keys that a query sees, itself included; 0: all up to itself.
+      segments_BT: as of `dot_product_attention`; positions_BT: where the tokens stand, by default at 0, 1, ..., T - 1.
     """
     batch, time, _ = x_BTD.shape
-    heads = (checkpoint_name(x, ATTENTION_ENDS) for x in project_heads(x_BTD, params, config, jnp.arange(time)))
-    out_BTNH = attend(*heads, config, key, window=window)
+    positions = jnp.arange(time) if positions_BT is None else positions_BT
+    heads = (checkpoint_name(x, ATTENTION_ENDS) for x in project_heads(x_BTD, params, config, positions))
+    out_BTNH = attend(*heads, config, key, window=window, segments_BT=segments_BT)
     return linear(checkpoint_name(out_BTNH.reshape(batch, time, -1), ATTENTION_ENDS), params["output"])
 
 
@@ -199,7 +219,14 @@ def project_heads(
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, config: ModelConfig, key: jax.Array | None, *, window: int
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    config: ModelConfig,
+    key: jax.Array | None,
+    *,
+    window: int,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention by the kernel that `choose_kernel` names, on any mesh.
 
@@ -210,7 +237,8 @@ def attend(
     Returns: [B, T, N, H] in q's dtype, divided as q is.
     """
     rate = config.dropout_rate("attention") if key is not None else 0.0
-    name = choose_kernel(config, q_BTNH.shape[1], window=window, dropping=rate > 0)
+    packed = segments_BT is not None
+    name = choose_kernel(config, q_BTNH.shape[1], window=window, dropping=rate > 0, packed=packed)
     if name != "plain":
         kernel = {"cudnn": cudnn_attention, "splash": splash_attention}[name]
         kernel = functools.partial(kernel, window=window)
@@ -218,6 +246,8 @@ def attend(
         kernel = functools.partial(banded_attention, window=window, dropout_rate=rate, key=key)
     else:
         kernel = functools.partial(dot_product_attention, block=config.attention_block, dropout_rate=rate, key=key)
+    if packed:
+        kernel = functools.partial(kernel, segments_BT=constrain(segments_BT, "batch", None))
 
     exchanged = parts("time") > 1
     if (exchanged or name != "plain") and q_BTNH.shape[2] % parts("attention_heads") == 0:

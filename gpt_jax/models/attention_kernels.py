@@ -24,7 +24,9 @@ SPLASH_FROM = 2048  # keys a query; at 1,024 XLA's own program, by TPU compiler 
 SPLASH_BLOCKS = (512, 256, 128)  # of queries and of keys; the kernel works in lanes of 128
 
 
-def choose_kernel(config: ModelConfig, time: int, *, window: int = 0, dropping: bool = False) -> Kernel:
+def choose_kernel(
+    config: ModelConfig, time: int, *, window: int = 0, dropping: bool = False, packed: bool = False
+) -> Kernel:
     """The kernel for sequences of `time` on the mesh in force, by `config.attention_kernel`.
 
     A kernel that cannot do it gives way to the plain one, which is said once: a run that trains with one also samples
@@ -32,7 +34,7 @@ def choose_kernel(config: ModelConfig, time: int, *, window: int = 0, dropping: 
 
     Args:
       window: keys that a query sees; 0: all up to itself.
-      dropping: whether attention weights are dropped.
+      dropping: whether attention weights are dropped; packed: whether several texts share a row.
     """
     device = device_kind(jax.sharding.get_abstract_mesh())
     kernel = config.attention_kernel
@@ -40,7 +42,9 @@ def choose_kernel(config: ModelConfig, time: int, *, window: int = 0, dropping: 
         keys = min(time, 2 * window) if window else time  # whose scores the plain kernels compute
         long = "splash" if keys >= SPLASH_FROM else "plain"
         kernel = {"tpu": long, "gpu": "cudnn"}.get(_platform(device), "plain")
-    if kernel == "plain" or not (reason := _obstacle(kernel, config, device, time=time, dropping=dropping)):
+    if kernel == "plain" or not (
+        reason := _obstacle(kernel, config, device, time=time, dropping=dropping, packed=packed)
+    ):
         return kernel
     if time > 1:  # parameters are made with one token
         _say_once(f"attention: the plain kernel, since {kernel} {reason}")
@@ -77,7 +81,13 @@ def cudnn_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, 
 
 
 def splash_attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, window: int = 0, interpret: bool = False
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    window: int = 0,
+    interpret: bool = False,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """`banded_attention` (window 0: `dot_product_attention`) by JAX's Pallas kernel, each device its batch and heads.
 
@@ -86,6 +96,7 @@ def splash_attention(
     Args:
       q_BTNH, k_BSKH, v_BSKH: T a multiple of 128; the mesh must divide key/value heads as it does query heads.
       interpret: runs anywhere, slowly; for tests.
+      segments_BT: as of `dot_product_attention`.
 
     Returns: [B, T, N, H] in q's dtype.
     """
@@ -99,16 +110,18 @@ def splash_attention(
     shape = (time, time)
     mask = splash.LocalMask(shape, (window - 1, 0), 0) if window else splash.CausalMask(shape)
 
-    def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+    def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *segments: jax.Array) -> jax.Array:
         masks = splash.MultiHeadMask([mask] * q_BTNH.shape[2])
         kernel = splash.make_splash_mha(
             masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
             residual_checkpoint_name=ATTENTION_ENDS,
         )  # fmt: skip
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * q_BTNH.shape[-1] ** -0.5, k_BSKH, v_BSKH))
-        return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
+        own = (splash.SegmentIds(q=ids, kv=ids) for ids in segments)
+        return jnp.swapaxes(jax.vmap(kernel)(*heads_first, *own), 1, 2)
 
-    return on_each_device(attend, ("batch", None, "attention_heads", None), q_BTNH, k_BSKH, v_BSKH)
+    arrays = (q_BTNH, k_BSKH, v_BSKH) if segments_BT is None else (q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    return on_each_device(attend, ("batch", None, "attention_heads", None), *arrays)
 
 
 def repeated_heads(x_BSKH: jax.Array, parts: int) -> jax.Array:
@@ -117,10 +130,20 @@ def repeated_heads(x_BSKH: jax.Array, parts: int) -> jax.Array:
     return jnp.repeat(x_BSKH, math.lcm(kv_heads, parts) // kv_heads, axis=2)
 
 
-def _obstacle(kernel: Kernel, config: ModelConfig, device: str | None, *, time: int | None, dropping: bool) -> str:
+def _obstacle(
+    kernel: Kernel,
+    config: ModelConfig,
+    device: str | None,
+    *,
+    time: int | None,
+    dropping: bool,
+    packed: bool = False,
+) -> str:
     """Why `kernel` cannot do it, as the rest of a sentence; empty where it can."""
     if dropping:
         return f"cannot drop attention weights, and model.attention_dropout is {config.dropout_rate('attention')}"
+    if packed and kernel == "cudnn":
+        return "does not keep apart the texts that share a row"
     return (_cudnn_obstacle(config, device) if kernel == "cudnn" else _splash_obstacle(config, device, time)) or ""
 
 

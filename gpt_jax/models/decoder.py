@@ -176,19 +176,43 @@ def blocks(config: ModelConfig) -> tuple[Callable, ...]:
     return tuple(functools.partial(block, config=config, window=window) for window in config.attention_windows)
 
 
-def hidden_states(params: dict, config: ModelConfig, tokens_BT: jax.Array, key: jax.Array | None = None) -> jax.Array:
+def segment_positions(segments_BT: jax.Array) -> jax.Array:
+    """Where each token stands in its own text, int [B, T], of rows in which texts stand one behind the other."""
+    places_T = jnp.arange(segments_BT.shape[1])
+    begins_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
+    return places_T - jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)
+
+
+def packed_period(period: tuple[Callable, ...], segments_BT: jax.Array, positions_BT: jax.Array) -> tuple:
+    """The blocks of `period`, whose attention keeps the texts apart that share a row."""
+    attention = functools.partial(self_attention, segments_BT=segments_BT, positions_BT=positions_BT)
+    return tuple(functools.partial(block, attention=attention) for block in period)
+
+
+def hidden_states(
+    params: dict,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    key: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+) -> jax.Array:
     """The last layer's output after the final norm, ready for `unembed`.
 
     Args:
       params: the tree of `parameter_specs`.
       tokens_BT: int32 ids, T at most the context length.
       key: dropout key; None switches dropout off.
+      segments_BT: int, of rows that hold several texts, which of them a token belongs to: tokens see their own text
+        alone, and positions count from its beginning. None: a row is one text. Not for LSTMs.
 
     Returns: [B, T, D] in the compute dtype.
     """
     embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
-    x_BTD = embed(params, config, tokens_BT, embedding_key)
+    positions_BT = None if segments_BT is None else segment_positions(segments_BT)
+    x_BTD = embed(params, config, tokens_BT, embedding_key, positions_BT)
     period = core(config).period(config)
+    if segments_BT is not None:
+        period = packed_period(period, segments_BT, positions_BT)
 
     def layers_from(x_BTD: jax.Array, layer_params: list[dict], first: jax.Array | int) -> jax.Array:
         """The layers `first`, `first` + 1, ...; `first` begins a period."""

@@ -199,7 +199,7 @@ def on_each_device(function: Callable[..., jax.Array], axes: tuple[str | None, .
     """`function` of the part of `arrays` that a device holds, for kernels that the compiler cannot divide.
 
     Args:
-      axes: the logical axes of each of the arrays, and of the result.
+      axes: the logical axes of each of the arrays, and of the result; of an array with fewer dimensions, the first.
 
     Raises:
       RuntimeError: when no mesh is set.
@@ -207,7 +207,7 @@ def on_each_device(function: Callable[..., jax.Array], axes: tuple[str | None, .
     mesh = _mesh_in_force()
     if mesh.size == 1:
         return function(*arrays)
-    specs = tuple(_partition_spec(x.shape, axes, mesh) for x in arrays)
+    specs = tuple(_partition_spec(x.shape, axes[: x.ndim], mesh) for x in arrays)
     # check_vma: kernels do not say of their results along which axes they differ.
     return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 

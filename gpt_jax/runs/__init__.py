@@ -12,5 +12,6 @@ RUNS = (
     "pretrain",
     "scaling",
     "serve",
+    "sft",
     "study",
 )

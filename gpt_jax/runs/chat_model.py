@@ -68,20 +68,22 @@ def open_chat_model(config: ConfigDict) -> ChatModel:
     check_model_fits(model, mesh)
     tokenizer = pretrained.tokenizer(config.tokenizer.path)
     length = min(DEFAULT_LENGTH, model.context_length) if config.length is None else config.length
-    template = open_template(config.template, tokenizer, config.source)
+    template = open_template(config.template, tokenizer, config.source, pretrained.chat_template)
     return ChatModel(pretrained, model, mesh, tokenizer, template, length)
 
 
-def open_template(path: str | None, tokenizer: Tokenizer, source: str) -> ChatTemplate | None:
-    """The template in the file `path`, by default the one that came with the tokenizer; None: none did."""
+def open_template(path: str | None, tokenizer: Tokenizer, source: str, kept: str | None = None) -> ChatTemplate | None:
+    """The template in the file `path`, by default the one that the weights keep or that came with the tokenizer.
+
+    None: there is none.
+    """
     if path is not None:
         file = Path(path).expanduser()
         if not file.is_file():
             raise UserError(f"template={path}: no such file. Expected one with a chat template in Jinja's language.")
         return ChatTemplate(read_text(file), tokenizer, str(file))
-    if tokenizer.chat_template is None:
-        return None
-    return ChatTemplate(tokenizer.chat_template, tokenizer, f"the chat template of {source}")
+    text = kept or tokenizer.chat_template
+    return None if text is None else ChatTemplate(text, tokenizer, f"the chat template of {source}")
 
 
 def missing_template(source: str) -> UserError:

@@ -7,11 +7,9 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -19,7 +17,7 @@ from gpt_jax import configuration
 from gpt_jax.data.example_batches import TrainingPlan, training_batches
 from gpt_jax.errors import UserError
 from gpt_jax.models import decoder
-from gpt_jax.models.adapters import adapter_specs, merge_adapters
+from gpt_jax.models.adapters import adapter_specs, with_adapters
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
 from gpt_jax.models.heads import head_specs
@@ -27,12 +25,13 @@ from gpt_jax.models.parameters import init_parameters
 from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import path_string, sharding
+from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
 from gpt_jax.runs.problem import Answer, Predict, Problem, best_step, make_predict, measure, objective, open_problem
 from gpt_jax.runs.recipe import (
+    check_adapters,
     check_batch,
     check_config,
     check_counts,
@@ -45,6 +44,7 @@ from gpt_jax.tasks.report import write_task_report
 from gpt_jax.text.symbols import missing_symbols, with_fine_tuning_symbols
 from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
 from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
+from gpt_jax.training.frozen import frozen_mask, without_frozen
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import fine_tuning_loss
 from gpt_jax.training.metrics_log import MetricsLog
@@ -116,7 +116,9 @@ def run_seed(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
         # as many rows at once as in training, where the batch may be worked off in parts
         predict = make_predict(problem.answer, model, mesh, config.train.batch_size // config.train.accumulation)
         best = train(config, model, mesh, pretrained, problem, predict, workdir, startup)
-        return finish(config, model, problem, merged(best, config.transfer.adapters.alpha), predict, workdir, began)
+        return finish(
+            config, model, problem, with_adapters(best, config.transfer.adapters.alpha), predict, workdir, began
+        )
 
 
 def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, Tokenizer]:
@@ -149,16 +151,9 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Pretrained, 
         )
     if not 0 <= config.transfer.freeze <= model.num_layers:
         raise UserError(f"transfer.freeze={config.transfer.freeze}: expected 0 to {model.num_layers} layers.")
-    adapters = config.transfer.adapters
-    if adapters.rank < 0 or adapters.alpha <= 0:
-        raise UserError(
-            f"transfer.adapters: rank={adapters.rank}, alpha={adapters.alpha}: expected a rank of at least 0 (0: none) "
-            "and a positive alpha."
-        )
-    if adapters.rank and config.transfer.freeze:
+    check_adapters(config, model)
+    if config.transfer.adapters.rank and config.transfer.freeze:
         raise UserError("transfer: with adapters the whole decoder is frozen already; leave freeze at 0.")
-    if adapters.rank:
-        adapter_specs(model, adapters.rank, tuple(adapters.targets))  # names what is wrong with them
     if config.objective.score not in ("score", "score_distribution"):
         raise UserError(f"objective.score={config.objective.score!r}: expected score or score_distribution.")
     if config.objective.language_model_weight < 0 or not 0 <= config.objective.classifier_dropout < 1:
@@ -206,13 +201,12 @@ def make_program(
     with jax.set_mesh(mesh):
         params = jax.eval_shape(draw, jax.random.key(0))
     frozen = frozen_mask(params, recipe.transfer.freeze)
-    if frozen is not None:  # what never learns has no moments either
-        optimizer = optax.masked(optimizer, jax.tree.map(lambda mask: np.ndim(mask) > 0 or mask > 0, frozen))
+    optimizer = without_frozen(optimizer, frozen)
     abstract = abstract_state(state_builder(draw, optimizer, seed=0), mesh)
 
     def loss(params: dict, batch: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         return fine_tuning_loss(
-            merged(params, adapters.alpha), model, batch, key,
+            with_adapters(params, adapters.alpha), model, batch, key,
             combination=answer.combination, target=answer.target,
             language_model_weight=learning.language_model_weight, classifier_dropout=learning.classifier_dropout,
         )  # fmt: skip
@@ -242,14 +236,6 @@ def fresh_parameters(model: ModelConfig, outputs: int, rank: int, targets: tuple
     if rank:
         params["adapters"] = init_parameters(adapter_specs(model, rank, targets), head_key, dtype)
     return params
-
-
-def merged(params: dict, alpha: float) -> dict:
-    """`model` and `head` as they compute: the adapters, where there are any, added to their kernels."""
-    if "adapters" not in params:
-        return params
-    model = merge_adapters(params["model"], params["adapters"], alpha)
-    return {"model": model, "head": params["head"]}
 
 
 def transferred(given: dict, fresh: dict, layers: int | None) -> dict:
@@ -351,7 +337,7 @@ def train(
             flops_per_token=training_flops_per_token(model, max(round(tokens_per_step / c.train.batch_size), 1)),
             peak_flops=peak_flops(),
             evaluate=lambda state: measure(
-                problem, "valid", predict(merged(state.params, c.transfer.adapters.alpha), valid.encoded)
+                problem, "valid", predict(with_adapters(state.params, c.transfer.adapters.alpha), valid.encoded)
             ),
             sample=lambda state: [],
             describe_batch=lambda step: (
@@ -365,26 +351,6 @@ def train(
         )
         loop.fit(state)
     return restore_parameters(workdir / "checkpoints", program.abstract.params, step=best_step(workdir))
-
-
-def frozen_mask(params: dict, layers: int) -> Any:
-    """1 for what learns, 0 for what stays as it is; None: everything learns.
-
-    With adapters the whole decoder stays; else the embeddings and the first `layers` layers do. That goes for the rows
-    of start, delimiter and extract too, which stay as they were drawn: the layers learn what they mean.
-    """
-    if not layers and "adapters" not in params:
-        return None
-
-    def mask(path: tuple, leaf: Any) -> jax.Array | float:
-        name = path_string(path)
-        if name.startswith("model/embedding") or (name.startswith("model/") and "adapters" in params):
-            return 0.0
-        if name.startswith("model/layers/"):
-            return (jnp.arange(leaf.shape[0]) >= layers).astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
-        return 1.0
-
-    return jax.tree_util.tree_map_with_path(mask, params)
 
 
 def finish(

@@ -29,6 +29,7 @@ from gpt_jax.weights.tensors import Checkpoint
 # 271, of its 152,064 the last 399.
 SPARE_ROWS = 128
 SPARE_SHARE = 0.005
+CHAT_TEMPLATE = "chat_template.jinja"  # in a workdir, by the name that it has in a Hugging Face folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Pretrained:
         if isinstance(self.source, Checkpoint):
             stored = dataclasses.replace(self.config, param_dtype=config.param_dtype)
             params = load_parameters(dataclasses.replace(self.source, config=stored), mesh)
-        elif self.fine_tuned:
+        elif self.fine_tuned or self.recorded.get("run") == "sft":  # the decoder stands beside a head or adapters
             return self.parameters_with_head(mesh, config)["model"]
         else:
             params = restore_parameters(self.source, abstract_parameters(self.config, mesh), step=self.step)
@@ -88,7 +89,7 @@ class Pretrained:
     def parameters_with_head(
         self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None, *, outputs: int | None = None
     ) -> dict:
-        """Reads `model`, the decoder with its adapters merged, and `head`, of weights that are `fine_tuned`.
+        """Reads `model`, the decoder with its adapters merged, and `head`, of weights that are `fine_tuned` (or sft's).
 
         Args:
           config: as of `parameters`; outputs: the width of the head, None: it is left out.
@@ -127,6 +128,12 @@ class Pretrained:
                 ids = fields.get("eos_token_id")
                 named += ids if isinstance(ids, list) else [ids]
         return tuple(sorted({id for id in named if type(id) is int and 0 <= id < tokenizer.vocab_size}))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that these weights were taught to chat with, of a workdir that keeps one."""
+        kept = None if isinstance(self.source, Checkpoint) else self.source.parent / CHAT_TEMPLATE
+        return kept.read_text(encoding="utf-8") if kept is not None and kept.is_file() else None
 
     @property
     def tokenizer_path(self) -> Path:

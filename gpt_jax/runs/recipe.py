@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from gpt_jax import configuration
 from gpt_jax.data.batch_sizes import BatchSizes
 from gpt_jax.errors import UserError
+from gpt_jax.models.adapters import adapter_specs
 from gpt_jax.models.attention_kernels import check_kernel
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.training.optimizers import make_optimizer
@@ -51,6 +52,18 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh, *, accumulation: int = 1, f
             f"{field}={batch} does not divide by {parts}the {rows} devices along mesh data and fsdp. The nearest that "
             f"does: {nearest}."
         )
+
+
+def check_adapters(config: ConfigDict, model: ModelConfig) -> None:
+    """Raises UserError unless `transfer.adapters` says of this model what can be."""
+    adapters = config.transfer.adapters
+    if adapters.rank < 0 or adapters.alpha <= 0:
+        raise UserError(
+            f"transfer.adapters: rank={adapters.rank}, alpha={adapters.alpha}: expected a rank of at least 0 (0: none) "
+            "and a positive alpha."
+        )
+    if adapters.rank:
+        adapter_specs(model, adapters.rank, tuple(adapters.targets))  # names what is wrong with them
 
 
 def check_model_fits(model: ModelConfig, mesh: jax.sharding.Mesh, time: int | None = None) -> None:

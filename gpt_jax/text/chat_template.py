@@ -17,6 +17,13 @@ from gpt_jax.extras import require
 from gpt_jax.text.tokenizer import Tokenizer, check_unicode
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant" | ..., "content": text}
+# For models that were never taught to chat, in words that any vocabulary spells; END stands for its end of text.
+PLAIN = """\
+{%- for message in messages -%}
+{{ message['role'] | capitalize + ':\\n' + message['content'] }}
+{{- 'END\\n\\n' if message['role'] == 'assistant' else '\\n\\n' }}
+{%- endfor -%}
+{{- 'Assistant:\\n' if add_generation_prompt }}"""
 _MARK = "\ud800"  # half a character, which no text holds
 _ANSWER = "an answer"
 
@@ -25,6 +32,7 @@ class ChatTemplate:
     """A template with the tokenizer whose symbols it writes.
 
     Attributes:
+      source: the Jinja program; where: what messages call it.
       end_ids: the symbol that the template writes behind an answer, so that a model which learnt from it writes it
         there too: `<|im_end|>`, say. Empty where the template ends answers otherwise.
     """
@@ -33,7 +41,7 @@ class ChatTemplate:
         """UserError: `source` is no Jinja template; `where` is what messages call it."""
         jinja2 = require("jinja2", "serve")
         self._tokenizer = tokenizer
-        self._where = where
+        self.source, self.where = source, where
         # Longest first: one symbol may begin with another.
         self._symbols = re.compile("|".join(map(re.escape, sorted(tokenizer.symbols, key=len, reverse=True))) or "(?!)")
         try:
@@ -60,7 +68,7 @@ class ChatTemplate:
                 **self._tokenizer.symbol_names,
             )
         except Exception as error:  # whatever it is, it is the template's
-            raise UserError(f"{self._where} does not take these messages: {error}.") from None
+            raise UserError(f"{self.where} does not take these messages: {error}.") from None
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> np.ndarray:
         """Ids of `render`, int32 [n]. What a message says is text, even where it spells one of the symbols.
@@ -68,9 +76,62 @@ class ChatTemplate:
         Raises:
           UserError: as `render`; or a message is not valid Unicode.
         """
-        hidden = [{name: self._hidden(value) for name, value in message.items()} for message in messages]
-        text = self.render(hidden, add_generation_prompt=add_generation_prompt)
+        return self._ids(self.render(self._without_symbols(messages), add_generation_prompt=add_generation_prompt))
+
+    def encode_answers(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a conversation up to its last answer, int32 [n], and which of them the assistant wrote, bool [n].
+
+        What it wrote begins where `encode` of the messages before it ends, and ends with the symbol behind an answer:
+        just what a model has to write that is asked. Where one token would reach over the beginning of an answer, the
+        answer gets tokens of its own, as it does when it is generated.
+
+        Raises:
+          UserError: as `encode`; there is no answer; or the template does not tell where answers begin and end.
+        """
+        hidden = self._without_symbols(messages)
+        answers = [place for place, message in enumerate(hidden) if message["role"] == "assistant"]
+        if not answers:
+            raise UserError("there is no message of the role 'assistant', and so nothing to learn.")
+        text = self.render(hidden[: answers[-1] + 1], add_generation_prompt=False)
+        cuts = [0]
+        for place in answers:
+            asked = self.render(hidden[:place], add_generation_prompt=True)
+            if not text.startswith(asked):
+                raise UserError(
+                    f"{self.where} writes what stands before message {place + 1} otherwise once it is answered, so "
+                    "that nobody can tell where the answer begins. Name a template that only adds to what it wrote."
+                )
+            ends = (end for end in self._symbols.finditer(text, len(asked)) if self._ends_answer(end[0]))
+            if (end := next(ends, None)) is None:
+                raise UserError(
+                    f"{self.where} writes no symbol behind an answer, from which a model could learn to end it. Name "
+                    "a template that does."
+                )
+            cuts += [len(asked), end.end()]
+        stretches = self._stretches(text, cuts)
+        answered = [np.full(len(ids), number % 2 == 1) for number, ids in enumerate(stretches)]
+        return np.concatenate(stretches), np.concatenate(answered)
+
+    def _ends_answer(self, symbol: str) -> bool:
+        return self._tokenizer.symbols[symbol] in self.end_ids
+
+    def _stretches(self, text: str, cuts: Sequence[int]) -> list[np.ndarray]:
+        """The ids of `text` between one of the `cuts` and the next; the ids of it all, if no token reaches over one."""
+        stretches = []
+        begin, ids, given = 0, self._ids(text), 0  # `ids` are those of text[begin:], `given` of them in stretches
+        for cut in cuts[1:]:
+            before = self._ids(text[begin:cut])
+            stretches.append(before[given:])
+            given = len(before)
+            if not np.array_equal(before, ids[:given]):
+                begin, ids, given = cut, self._ids(text[cut:]), 0
+        return stretches
+
+    def _ids(self, text: str) -> np.ndarray:
         return self._tokenizer.encode_parts(self._parts(text))
+
+    def _without_symbols(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        return [{name: self._hidden(value) for name, value in message.items()} for message in messages]
 
     def _hidden(self, text: str) -> str:
         """`text` with a mark inside whatever spells a symbol."""
@@ -95,6 +156,22 @@ class ChatTemplate:
             return ()
         first = next((part for part in self._parts(rest.lstrip())), None) if found else None
         return (first,) if isinstance(first, int) else ()
+
+
+def plain_template(tokenizer: Tokenizer) -> str:
+    """A template in plain words for a model that was never taught to chat.
+
+    Raises:
+      UserError: the vocabulary has no symbol for the end of a text, which is to end an answer too.
+    """
+    end = tokenizer.specials.end_of_text
+    name = next((name for name, id in tokenizer.symbols.items() if id == end), None)
+    if name is None:
+        raise UserError(
+            "the tokenizer has no end-of-text symbol, from which a model could learn to end its answers. Begin with a "
+            "model that has one."
+        )
+    return PLAIN.replace("END", name)
 
 
 def _environment():

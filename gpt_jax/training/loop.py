@@ -80,6 +80,7 @@ class Loop:
       tokens: of the number of steps made, the tokens they took.
       evaluate: metrics of a state, `loss` among them.
       sample: texts of a state, rows of `prompt` and `continuation`.
+      evaluate_first: whether the state of step 0 is evaluated and sampled too.
       objective: of the metrics of an evaluation and its `step`, the number that is smallest in the best checkpoint.
       columns: what else a row of training says, by name, when so many steps are made.
       describe_batch: what step t (counted from 0) was fed with, for the message about a loss that is not finite.
@@ -99,6 +100,7 @@ class Loop:
     log: MetricsLog
     progress: StepProgress
     profile: Profile
+    evaluate_first: bool = False
     objective: Callable[[dict[str, float]], float] = lambda metrics: metrics["loss"]
     columns: Callable[[int], dict[str, float]] = lambda step: {}
 
@@ -111,7 +113,7 @@ class Loop:
         """
         start = int(state.step)
         self._rate = _Rate(self.tokens, start)
-        if start:
+        if start or self.evaluate_first:
             self._evaluate_and_sample(start, state)  # in case a kill, or a hand, took what was due at this checkpoint
             self.log.flush()
         with StopSignals() as signals:

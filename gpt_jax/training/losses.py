@@ -21,11 +21,12 @@ def language_model_loss(
     """Summed nats of a batch's targets, and their number; GPT-1's L1 (paper, equation 1).
 
     Args:
-      batch: `tokens` and `targets` int32 [B, T], `loss_mask` float32 [B, T].
+      batch: `tokens` and `targets` int32 [B, T], `loss_mask` float32 [B, T]; `segments` int32 [B, T] where several
+        texts share a row (see `hidden_states`).
       key: dropout key; None switches dropout off.
     """
     params = decoder.drop_embeddings(params, config, key)
-    hidden_BTD = decoder.hidden_states(params, config, batch["tokens"], key)
+    hidden_BTD = decoder.hidden_states(params, config, batch["tokens"], key, batch.get("segments"))
     nats = weighted_nats(params, config, hidden_BTD, batch["targets"], batch["loss_mask"])
     return nats, jnp.sum(batch["loss_mask"])
 

@@ -1,0 +1,433 @@
+"""Supervised fine-tuning: conversations in; a model that answers, its losses and its answers out.
+
+The first of InstructGPT's three steps (Ouyang et al. 2022, §3.5). The loss falls on what the assistant says.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from gpt_jax import configuration
+from gpt_jax.alignment.conversations import (
+    Conversation,
+    Left,
+    answer_tokens,
+    demonstrations,
+    read_conversations,
+)
+from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches
+from gpt_jax.data.packing import MarkedText, PackedTexts
+from gpt_jax.data.tables import open_table, split_held_out
+from gpt_jax.disk import write_atomically
+from gpt_jax.errors import UserError
+from gpt_jax.inference.engine import Engine
+from gpt_jax.inference.generation import continue_prompts
+from gpt_jax.inference.sampling import Sampling
+from gpt_jax.inference.scoring import compile_scorer
+from gpt_jax.models import decoder
+from gpt_jax.models.adapters import adapter_specs, with_adapters
+from gpt_jax.models.config import ModelConfig
+from gpt_jax.models.flops import training_flops_per_token
+from gpt_jax.models.parameters import init_parameters
+from gpt_jax.models.presets import adapt, model_config
+from gpt_jax.parallel.devices import peak_flops
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import sharding
+from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
+from gpt_jax.progress import StepProgress, clock
+from gpt_jax.runs.chat_model import open_template
+from gpt_jax.runs.pretrain import check_sequence, total_steps
+from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained
+from gpt_jax.runs.recipe import (
+    check_adapters,
+    check_batch,
+    check_config,
+    check_counts,
+    check_model_fits,
+    has_begun,
+    schedule_and_optimizer,
+)
+from gpt_jax.runs.workdir import environment, open_workdir
+from gpt_jax.text.chat_template import ChatTemplate, plain_template
+from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
+from gpt_jax.training.checkpoints import Checkpoints
+from gpt_jax.training.frozen import frozen_mask, without_frozen
+from gpt_jax.training.loop import Intervals, Loop
+from gpt_jax.training.losses import language_model_loss
+from gpt_jax.training.metrics_log import MetricsLog
+from gpt_jax.training.profiling import Profile, parse_steps
+from gpt_jax.training.report import write_report
+from gpt_jax.training.startup import Startup
+from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
+from gpt_jax.training.step import compile_train_step
+
+COUNTS = (
+    "train.log_every",
+    "train.eval_every",
+    "checkpoint.every",
+    "report.sample_every",
+    "report.samples",
+    "report.sample_tokens",
+    "report.temperature",
+)
+LENGTH = 2048  # tokens of a conversation, where neither config nor model says less
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the run begins with: weights that are not read yet, their tokenizer, and the template of conversations."""
+
+    pretrained: Pretrained
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    template_text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstrations:
+    """What the run learns from: rows of conversations, the questions that samples answer, the facts about it all."""
+
+    train: PackedTexts
+    valid: PackedTexts
+    questions: list[list[int]]
+    facts: dict[str, Any]
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Fine-tunes on the conversations of `config.data.source`, or goes on where an earlier start was stopped.
+
+    Returns:
+      The metrics of the last validation.
+
+    Raises:
+      UserError: for everything that the caller can mend; Interrupted: stopped by a signal, the state saved.
+    """
+    began, startup = time.monotonic(), Startup()
+    config, start = resolve(config, workdir)
+    model = model_config(None, **config.model)
+    mesh = make_mesh(config.mesh)
+    check_model_fits(model, mesh, config.data.sequence_length)
+    check_batch(config.train.batch_size, mesh, accumulation=config.train.accumulation)
+    check_sequence(config, mesh)
+    schedule_and_optimizer(config, steps=config.train.steps or 10**9)  # refuses what cannot be, before any work
+    with open_workdir(workdir):
+        do_on_main_process(lambda: check_config(config, workdir))
+        announce(f"{config.init_from}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
+        startup.end("start")
+        data = open_demonstrations(config, start)
+        steps = total_steps(config, len(data.train))
+        schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
+        parse_steps(config.report.profile_steps, steps)
+        do_on_main_process(lambda: record(config, start, data, workdir))
+        startup.end("data")
+        log = train(config, model, mesh, start, data, steps, workdir, startup)
+        return finish(config, model, data, workdir, log, steps, began) if is_main_process() else {}
+
+
+def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
+    """A copy in which nothing is left to a default, and what the run begins with.
+
+    Raises:
+      UserError: when fields contradict each other or the weights.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    if config.init_from is None or config.data.source is None:
+        raise UserError(
+            "init_from or source is missing: --config=configs/sft.py:init_from=PATH,source=file:CONVERSATIONS.jsonl. "
+            "PATH: a Hugging Face folder, a GGUF file, OpenAI's release or a workdir."
+        )
+    begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
+    pretrained = open_pretrained(workdir if begun else config.init_from)
+    tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
+    template, text = find_template(None if begun else config.template, pretrained, tokenizer, config.init_from)
+    model = adapt(pretrained.config, **config.model)
+    for name in config.model:
+        config.model[name] = getattr(model, name)
+    length = config.data.sequence_length
+    if length is None:
+        length = config.data.sequence_length = min(model.context_length, LENGTH)
+    if not 1 <= length <= model.context_length:
+        raise UserError(f"data.sequence_length={length}: expected 1 to model.context_length={model.context_length}.")
+    if model.core == "lstm" and config.data.packing:
+        raise UserError("data.packing=True: an LSTM cannot keep apart the texts of a row. Set data.packing=False.")
+    if (config.train.steps > 0) == (config.train.epochs > 0):
+        raise UserError(
+            f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them and set "
+            "the other to 0."
+        )
+    check_adapters(config, model)
+    check_counts(config, COUNTS)
+    parse_steps(config.report.profile_steps, config.train.steps or None)
+    return config.lock(), Start(pretrained, tokenizer, template, text)
+
+
+def find_template(
+    path: str | None, pretrained: Pretrained, tokenizer: Tokenizer, source: str
+) -> tuple[ChatTemplate, str]:
+    """The template in the file `path`, the one that the weights were taught with, or plain words; and its text.
+
+    Raises:
+      UserError: it is none, or could not teach a model to end its answers.
+    """
+    template = open_template(path, tokenizer, source, pretrained.chat_template)
+    if template is None:
+        announce(f"{source}: has no chat template; plain words (User:, Assistant:) take its place")
+        template = ChatTemplate(plain_template(tokenizer), tokenizer, "the plain chat template")
+    if not template.end_ids:
+        raise UserError(
+            f"{template.where} writes no symbol behind an answer, from which a model could learn to end it. Name "
+            "another: --config.template=FILE."
+        )
+    return template, template.source
+
+
+def open_demonstrations(config: ConfigDict, start: Start) -> Demonstrations:
+    """Reads the conversations, divides them into training and validation, and packs them into rows.
+
+    Raises:
+      UserError: for what is wrong with them.
+    """
+    data, left = config.data, Left()
+
+    def read(address: str) -> tuple[list[Conversation], str]:
+        table = open_table(address, encoding=data.encoding, skip_bad_rows=data.skip_bad_rows)
+        rows = list(read_conversations(table, data.columns, skip_bad_rows=data.skip_bad_rows, left=left))
+        left.broken += table.skipped
+        return rows, table.fingerprint
+
+    splits, fingerprints = {}, {}
+    splits["train"], fingerprints["train"] = read(data.source)
+    if data.validation_address:
+        splits["valid"], fingerprints["valid"] = read(data.validation_address)
+    else:
+        held_out = split_held_out(splits["train"], lambda one: one.text, data.validation_fraction)
+        splits["train"], splits["valid"] = held_out
+    facts: dict[str, Any] = {
+        "tokenizer": start.tokenizer.fingerprint,
+        "template": hashlib.sha256(start.template_text.encode()).hexdigest(),
+        "fingerprints": fingerprints,
+    }
+    packed = {}
+    for split, conversations in splits.items():
+        texts = demonstrations(
+            conversations, start.template, data.sequence_length, skip_bad_rows=data.skip_bad_rows, left=left
+        )
+        packed[split] = pack(split, texts, config, start.tokenizer.specials.pad)
+        facts[split] = {
+            "conversations": len(texts),
+            "tokens": sum(len(text.ids) for text in texts),
+            "answer_tokens": answer_tokens(texts),
+            "rows": len(packed[split]),
+        }
+    facts["left_out"] = dataclasses.asdict(left)
+    if left.broken or left.too_long:
+        announce(f"left out: {left.broken:,} rows that are no conversations, {left.too_long:,} that are too long")
+    questions = questions_of(splits["valid"], config, start.template)
+    return Demonstrations(packed["train"], packed["valid"], questions, facts)
+
+
+def pack(split: str, texts: Sequence[MarkedText], config: ConfigDict, pad: int) -> PackedTexts:
+    """The rows of a split; UserError: there are none, or none of their tokens counts."""
+    if not answer_tokens(texts):
+        raise UserError(f"{config.data.source}: no conversation is left in the split {split!r} to learn from.")
+    return PackedTexts(texts, config.data.sequence_length, pad, packed=config.data.packing)
+
+
+def questions_of(conversations: Sequence[Conversation], config: ConfigDict, template: ChatTemplate) -> list[list[int]]:
+    """Ids of the first held-out conversations up to where their first answer begins, as many as samples are wanted."""
+    found = []
+    for conversation in conversations:
+        if len(found) == config.report.samples:
+            break
+        roles = [message["role"] for message in conversation.messages]
+        with contextlib.suppress(UserError):  # of conversations that were left out
+            ids = template.encode(conversation.messages[: roles.index("assistant")]).tolist()
+            if len(ids) + config.report.sample_tokens <= config.data.sequence_length:
+                found.append(ids)
+    return found
+
+
+def record(config: ConfigDict, start: Start, data: Demonstrations, workdir: Path) -> None:
+    """Writes what the run is made of, now that nothing is left to refuse; UserError where its data are others."""
+    configuration.check_same(workdir, "data.json", data.facts, what="data (they have changed since the run began)")
+    start.tokenizer.save(workdir / "tokenizer")
+    write_atomically(workdir / CHAT_TEMPLATE, start.template_text.encode())
+    configuration.write_json(workdir / "data.json", data.facts)
+    configuration.write_json(workdir / "environment.json", environment())
+    configuration.write_json(workdir / "config.json", configuration.as_json(config))
+
+
+def fresh_parameters(model: ModelConfig, adapters: ConfigDict, key: jax.Array) -> dict:
+    """`model`, a decoder, and where their rank is not 0 `adapters`."""
+    params = {"model": decoder.init(model, key)}
+    if adapters.rank:
+        specs = adapter_specs(model, adapters.rank, tuple(adapters.targets))
+        params["adapters"] = init_parameters(specs, key, jnp.dtype(model.param_dtype))
+    return params
+
+
+def train(
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    start: Start,
+    data: Demonstrations,
+    steps: int,
+    workdir: Path,
+    startup: Startup,
+) -> MetricsLog:
+    """From the packed conversations to the last checkpoint; returns the record of the run, closed."""
+    c, batch, length = config, config.train.batch_size, config.data.sequence_length
+    adapters = c.transfer.adapters
+    schedule, optimizer = schedule_and_optimizer(config, steps)
+    draw = functools.partial(fresh_parameters, model, adapters)
+    with jax.set_mesh(mesh):
+        frozen = frozen_mask(jax.eval_shape(draw, jax.random.key(0)))
+    optimizer = without_frozen(optimizer, frozen)
+    abstract = abstract_state(state_builder(draw, optimizer, c.seed), mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
+    state = checkpoints.restore(abstract)
+    if state is None:
+        given = start.pretrained.parameters(mesh, model)
+
+        def begin(given: dict) -> TrainState:
+            return initial_state(draw(jax.random.key(c.seed)) | {"model": given}, optimizer)
+
+        state = create_state(begin, abstract, mesh, given)
+    else:
+        announce(f"going on from the checkpoint of step {int(state.step)}")
+    first = int(state.step)
+    announce(
+        f"{data.facts['train']['conversations']:,} conversations in {len(data.train):,} rows of {length} tokens, "
+        f"{data.train.filled:.0%} filled, {data.facts['train']['answer_tokens']:,} tokens to learn; {steps:,} steps of "
+        f"{batch} rows ({steps * batch / len(data.train):.1f} epochs); the first step takes a while: it is compiled"
+    )
+
+    def loss(params: dict, batch: dict, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return language_model_loss(with_adapters(params, adapters.alpha)["model"], model, batch, key)
+
+    step = compile_train_step(
+        abstract, mesh, loss_fn=loss, optimizer=optimizer, schedule=schedule,
+        accumulation=c.train.accumulation, frozen=frozen,
+    )  # fmt: skip
+    rows = sharding((batch, length), ("batch", "time"), mesh)
+    log = MetricsLog(workdir, resume_step=first, main_process=is_main_process(), tensorboard=c.report.tensorboard)
+    progress = StepProgress(total=steps, start=first, main_process=is_main_process())
+    profile = Profile(parse_steps(c.report.profile_steps, steps), workdir / "profile", progress.say)
+    startup.end("state")
+    with contextlib.ExitStack() as stack:
+        for closed_at_the_end in (checkpoints, log, progress, profile):
+            stack.callback(closed_at_the_end.close)
+        loop = Loop(
+            train_step=startup.watch(functools.partial(step, seed=c.seed), progress.say),
+            batches=training_batches(
+                data.train, batch_size=batch, seed=c.seed, first_step=first, sharding=rows, prefetch=c.data.prefetch
+            ),
+            steps=steps,
+            intervals=Intervals(
+                log=c.train.log_every,
+                evaluate=c.train.eval_every,
+                sample=c.report.sample_every,
+                checkpoint=c.checkpoint.every,
+            ),
+            tokens_per_step=batch * length,
+            flops_per_token=training_flops_per_token(model, length),
+            peak_flops=peak_flops(),
+            evaluate=make_evaluate(config, model, mesh, start.tokenizer, data.valid),
+            sample=make_sample(config, model, mesh, start, data.questions),
+            describe_batch=lambda step: f"rows {batch_indices(len(data.train), c.seed, batch, step)}",
+            checkpoints=checkpoints,
+            log=log,
+            progress=progress,
+            profile=profile,
+            evaluate_first=True,  # what the model could do before
+        )
+        loop.fit(state)
+    return log
+
+
+def make_evaluate(
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, valid: PackedTexts
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function state -> `loss` and `bits_per_byte` of all held-out answers."""
+    batch = config.train.batch_size // config.train.accumulation
+    rows = sharding((batch, valid.length), ("batch", "time"), mesh)
+    score = compile_scorer(model, tokenizer.token_bytes, mesh)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        params = with_adapters(state.params, config.transfer.adapters.alpha)["model"]
+        return score(params, evaluation_batches(valid, batch_size=batch, sharding=rows))
+
+    return evaluate
+
+
+def make_sample(
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, start: Start, questions: list[list[int]]
+) -> Callable[[TrainState], list[dict[str, str]]]:
+    """A function state -> rows of `prompt`, a held-out question as the model reads it, and `continuation`."""
+    r, tokenizer = config.report, start.tokenizer
+    if not (r.sample_every and r.sample_tokens and questions):
+        return lambda state: []
+    sampling = Sampling(r.sample_tokens, r.temperature, seed=config.seed)
+    ends = sorted({*start.template.end_ids, tokenizer.specials.end_of_text})
+
+    def sample(state: TrainState) -> list[dict[str, str]]:
+        params = with_adapters(state.params, config.transfer.adapters.alpha)["model"]
+        engine = Engine(params, model, mesh, vocab_size=tokenizer.vocab_size, slots=len(questions), end_ids=ends)
+        answers = [""] * len(questions)
+        for piece in continue_prompts(engine, tokenizer, questions, sampling):
+            answers[piece.prompt] = piece.so_far.text
+        return [
+            {"prompt": tokenizer.decode(question), "continuation": answer}
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    return sample
+
+
+def finish(
+    config: ConfigDict,
+    model: ModelConfig,
+    data: Demonstrations,
+    workdir: Path,
+    log: MetricsLog,
+    steps: int,
+    began: float,
+) -> dict[str, float]:
+    """Writes the report and prints the result."""
+    before, *_, result = log.rows("valid")
+    summary = [
+        ("validation loss", f"{before['loss']:.4f} before, {result['loss']:.4f} after, nats per token of an answer"),
+        ("bits per byte of the answers", f"{before['bits_per_byte']:.4f} before, {result['bits_per_byte']:.4f} after"),
+        ("steps", f"{steps:,}"),
+        (
+            "conversations",
+            f"{data.facts['train']['conversations']:,}, {data.facts['valid']['conversations']:,} held out",
+        ),
+        ("parameters", f"{decoder.parameter_count(model):,}"),
+        ("initialised from", str(config.init_from)),
+        ("time of this start", clock(time.monotonic() - began)),
+    ]
+    path = write_report(
+        workdir,
+        title=f"Supervised fine-tuning of {Path(config.init_from).name} on {config.data.source}",
+        summary=summary,
+        rows=log.rows(),
+        samples=log.samples(),
+        config=configuration.as_json(config),
+        environment=json.loads((workdir / "environment.json").read_text()),
+    )
+    for name, value in summary:
+        print(f"{name}: {value}")
+    print(f"report: {path}")
+    return {"loss": result["loss"], "bits_per_byte": result["bits_per_byte"]}
