@@ -13,7 +13,7 @@ from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce
-from gpt_jax.runs.pretrained import Pretrained, open_pretrained, with_symbols
+from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained, with_symbols
 from gpt_jax.runs.workdir import environment
 from gpt_jax.text.export import save_huggingface, save_openai_files
 from gpt_jax.text.symbols import AppendedSymbols, missing_symbols, with_fine_tuning_symbols
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, int]:
         model = dataclasses.replace(model, vocab_size=len(params["embedding"]["tokens"]))
     match config.to:
         case "huggingface":
-            write_huggingface(params, model, tokenizer, workdir, config.dtype)
+            write_huggingface(params, model, tokenizer, workdir, config.dtype, source.chat_template)
         case "openai":
             write_release(params, model, tokenizer, workdir)
         case "workdir":
@@ -128,8 +128,10 @@ def write_release(params: dict, model: ModelConfig, tokenizer: Tokenizer | None,
     write_openai(params, model, folder, vocab_size=vocab_size, add_files=add_files)
 
 
-def write_huggingface(params: dict, model: ModelConfig, tokenizer: Tokenizer | None, folder: Path, dtype: str) -> None:
-    """A folder that transformers loads as its own."""
+def write_huggingface(
+    params: dict, model: ModelConfig, tokenizer: Tokenizer | None, folder: Path, dtype: str, template: str | None = None
+) -> None:
+    """A folder that transformers loads as its own; `template`: what it chats by, where the tokenizer does not say."""
     special_ids = {}
     if tokenizer is not None:
         named = {"eos_token_id": tokenizer.specials.end_of_text, "bos_token_id": tokenizer.specials.beginning_of_text}
@@ -138,6 +140,8 @@ def write_huggingface(params: dict, model: ModelConfig, tokenizer: Tokenizer | N
     def add_tokenizer(folder: Path) -> None:
         if tokenizer is not None:
             save_huggingface(tokenizer, folder)
+            if template is not None and template != tokenizer.chat_template:
+                (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
 
     write_folder(params, model, folder, dtype=dtype, special_ids=special_ids, add_files=add_tokenizer)
 

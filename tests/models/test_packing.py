@@ -5,59 +5,47 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax.data.packing import MarkedText, PackedTexts
 from gpt_jax.models import attention, decoder
 from gpt_jax.models.attention_kernels import choose_kernel, splash_attention
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.mesh import make_mesh, single_device_mesh
 from gpt_jax.training.losses import language_model_loss
 
-SIZES = dict(num_layers=4, num_heads=4, embed_dim=16, context_length=24, vocab_size=31)
+SIZES = dict(num_layers=2, num_heads=4, embed_dim=16, context_length=24, vocab_size=31)
 FLOAT64 = dict(compute_dtype="float64", param_dtype="float64")
 MODELS = {
     "learned positions": ("gpt2-small", {}),
     "post-norm": ("gpt1", {}),
     "rotary, grouped queries": ("llama3.2-1B", dict(key_value_heads=2, mlp_dim=32, head_dim=4)),
-    "banded, scanned": ("gpt3-125M", dict(attention_window=4, scan_layers=True, remat="block")),
+    "banded, scanned": ("gpt3-125M", dict(attention_window=4, scan_layers=True, remat="block", num_layers=4)),
     "blocks of queries": ("gpt2-small", dict(attention_block=5, remat="dots", logits_chunk=7)),
 }
-LENGTHS = ((5, 1, 9, 6), (11, 12), (24,))  # predictions of the texts in each row of 24
+LENGTHS = (5, 1, 9, 6, 11, 12, 24)  # predictions of each text; rows have 24
 
 
-def texts(draw):
-    """Rows of texts, each int32 [length + 1]."""
-    return [[draw.integers(0, 31, length + 1).astype(np.int32) for length in row] for row in LENGTHS]
+def texts() -> list[MarkedText]:
+    draw = np.random.default_rng(0)
+    return [MarkedText(draw.integers(0, 31, n + 1).astype(np.int32), np.arange(n + 1) % 3 > 0) for n in LENGTHS]
 
 
-def packed(rows) -> dict[str, np.ndarray]:
-    shape = (len(rows), 24)
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segments")}
-    batch["loss_mask"] = np.zeros(shape, np.float32)
-    for r, row in enumerate(rows):
-        start = 0
-        for number, text in enumerate(row, 1):
-            place = slice(start, start := start + len(text) - 1)
-            batch["tokens"][r, place], batch["targets"][r, place] = text[:-1], text[1:]
-            batch["segments"][r, place], batch["loss_mask"][r, place] = number, np.arange(len(text) - 1) % 3 > 0
-    return batch
-
-
-def alone(text) -> dict[str, np.ndarray]:
-    mask = (np.arange(len(text) - 1) % 3 > 0).astype(np.float32)
-    return {"tokens": text[None, :-1], "targets": text[None, 1:], "loss_mask": mask[None]}
+def rows(*, packed: bool) -> dict[str, np.ndarray]:
+    """All texts; `packed` in rows that they share, else in a row each, whose rest counts nothing."""
+    own = PackedTexts(texts(), 24, pad=0, packed=packed)
+    return own.batch(range(len(own)))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_packed_batch_has_the_loss_and_gradients_of_its_texts_one_by_one(name, one_device):
     preset, fields = MODELS[name]
     config = model_config(preset, **SIZES | FLOAT64 | dict(dropout=0.0) | fields)
-    rows = texts(np.random.default_rng(0))
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: 3 * x, decoder.init(config, jax.random.key(0)))
         run = jax.jit(jax.value_and_grad(lambda p, b: language_model_loss(p, config, b)[0]))
-        loss, gradients = run(params, packed(rows))
-        whole = [run(params, alone(text)) for row in rows for text in row]
-        np.testing.assert_allclose(loss, sum(one for one, _ in whole), rtol=1e-10)
-        expected = jax.tree.map(lambda *xs: sum(xs), *(gradient for _, gradient in whole))
+        assert len(rows(packed=True)["tokens"]) == 3
+        loss, gradients = run(params, rows(packed=True))
+        expected_loss, expected = run(params, rows(packed=False))
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-10)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10), gradients, expected)
 
 
@@ -112,7 +100,7 @@ def test_splash_keeps_texts_apart_as_the_plain_kernel_does(window):
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 4}])
 def test_packed_losses_on_eight_devices_are_those_of_one(axes):
     config = model_config("gpt2-small", **SIZES | dict(dropout=0.0))
-    batch = packed(texts(np.random.default_rng(0)) + [[np.arange(25, dtype=np.int32)]])
+    batch = {name: np.concatenate([x, x[:1]]) for name, x in rows(packed=True).items()}
 
     def loss_and_norm(mesh):
         with jax.set_mesh(mesh):

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import TEXT
 
 from gpt_jax.errors import UserError
-from gpt_jax.text.chat_template import ChatTemplate
+from gpt_jax.text.chat_template import ChatTemplate, plain_template
 from gpt_jax.text.huggingface import HuggingFaceTokenizer
 from gpt_jax.text.sentencepiece import train
 from gpt_jax.text.symbols import with_fine_tuning_symbols
@@ -129,3 +130,67 @@ def test_a_message_cannot_spell_what_symbols_are_called_inside(tokenizers):
         *ids, last = ChatTemplate("{{ messages[0].content }}</s>", tokenizer).encode([{"content": text}]).tolist()
         assert last == tokenizer.symbols["</s>"] and not set(ids) & set(tokenizer.symbols.values())
         assert tokenizer.decode(ids) == text
+
+
+ANSWERED = [
+    {"role": "user", "content": "What?"},
+    {"role": "assistant", "content": "This."},
+    {"role": "user", "content": "And?"},
+    {"role": "assistant", "content": "That."},
+]
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN["templates"] if name != "program"])
+@pytest.mark.parametrize("vocabulary", GOLDEN["tokenizers"])
+def test_the_assistants_tokens_are_its_answers_with_their_ends(tokenizers, vocabulary, name):
+    tokenizer = tokenizers[vocabulary]
+    template = ChatTemplate(GOLDEN["templates"][name], tokenizer)
+    ids, answered = template.encode_answers([*ANSWERED, {"role": "user", "content": "not answered"}])
+    assert ids.dtype == "int32" and answered.dtype == bool and len(ids) == len(answered)
+    whole = template.encode(ANSWERED, add_generation_prompt=False)
+    assert ids.tolist() == whole[: len(ids)].tolist()  # the ids of the whole, which may end with a newline more
+    assert answered[-1] and tokenizer.decode(ids[answered]).replace(" ", "").replace("\n", "") == "This.That."
+    begins = np.flatnonzero(answered & ~np.append(False, answered[:-1]))
+    for begin, place in zip(begins, (1, 3), strict=True):  # what a model that is asked has read by then
+        assert ids[:begin].tolist() == template.encode(ANSWERED[:place]).tolist()
+    ends = np.flatnonzero(answered & ~np.append(answered[1:], False))
+    assert [int(ids[end]) for end in ends] == [*template.end_ids] * 2
+
+
+@given(answer=st.lists(st.sampled_from(["\n", " ", "a", "th", "is", "<|im_end|>", "é"]), max_size=8).map("".join))
+@settings(max_examples=60, deadline=None)
+def test_whatever_an_answer_begins_with_it_follows_the_ids_that_asked_for_it(tokenizer, answer):
+    template = ChatTemplate(CHATML, tokenizer)
+    ids, answered = template.encode_answers([*USER, {"role": "assistant", "content": answer}])
+    asked = template.encode(USER)
+    assert ids[: len(asked)].tolist() == asked.tolist() and not answered[: len(asked)].any()
+    *said, end = ids[len(asked) :].tolist()
+    assert answered[len(asked) :].all() and end == tokenizer.symbols["<|im_end|>"]
+    assert tokenizer.decode(said) == answer
+
+
+def test_a_template_that_does_not_tell_where_an_answer_begins_or_ends_is_a_message(tokenizer):
+    with pytest.raises(UserError, match="no message of the role 'assistant'"):
+        ChatTemplate(CHATML, tokenizer).encode_answers(USER)
+    with pytest.raises(UserError, match="writes what stands before message 2 otherwise once it is answered"):
+        ChatTemplate(GOLDEN["templates"]["program"], tokenizer).encode_answers(ANSWERED)
+    with pytest.raises(UserError, match="no symbol behind an answer"):
+        ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}", tokenizer).encode_answers(ANSWERED)
+
+
+def test_plain_words_teach_a_model_without_a_template_to_end_its_answers(tokenizer):
+    own = train([TEXT], vocab_size=300)
+    for vocabulary in (tokenizer, own):
+        template = ChatTemplate(plain_template(vocabulary), vocabulary)
+        assert template.end_ids == (vocabulary.specials.end_of_text,)
+        assert template.render(USER) == "User:\nhello\n\nAssistant:\n"
+        ids, answered = template.encode_answers(ANSWERED)
+        assert vocabulary.decode(ids[answered]) == "This.That."
+
+
+def test_a_vocabulary_without_an_end_of_text_cannot_be_taught_to_end_answers(tokenizer):
+    class Nameless:
+        specials, symbols = tokenizer.specials, {}
+
+    with pytest.raises(UserError, match="no end-of-text symbol"):
+        plain_template(Nameless())
