@@ -405,10 +405,15 @@ def finish(
     began: float,
 ) -> dict[str, float]:
     """Writes the report and prints the result."""
-    before, *_, result = log.rows("valid")
+    first, result = (log.rows("valid")[place] for place in (0, -1))
+
+    def measured(name: str) -> str:
+        before = f", {first[name]:.4f} before" if first["step"] == 0 else ""
+        return f"{result[name]:.4f}{before}"
+
     summary = [
-        ("validation loss", f"{before['loss']:.4f} before, {result['loss']:.4f} after, nats per token of an answer"),
-        ("bits per byte of the answers", f"{before['bits_per_byte']:.4f} before, {result['bits_per_byte']:.4f} after"),
+        ("validation loss", f"{measured('loss')} (nats per token of an answer)"),
+        ("bits per byte of the answers", measured("bits_per_byte")),
         ("steps", f"{steps:,}"),
         (
             "conversations",
