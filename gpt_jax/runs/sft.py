@@ -199,23 +199,20 @@ def open_demonstrations(config: ConfigDict, start: Start) -> Demonstrations:
     """
     data, left = config.data, Left()
 
-    def read(address: str) -> tuple[list[Conversation], str]:
+    def read(address: str) -> list[Conversation]:
         table = open_table(address, encoding=data.encoding, skip_bad_rows=data.skip_bad_rows)
         rows = list(read_conversations(table, data.columns, skip_bad_rows=data.skip_bad_rows, left=left))
         left.broken += table.skipped
-        return rows, table.fingerprint
+        return rows
 
-    splits, fingerprints = {}, {}
-    splits["train"], fingerprints["train"] = read(data.source)
     if data.validation_address:
-        splits["valid"], fingerprints["valid"] = read(data.validation_address)
+        splits = {"train": read(data.source), "valid": read(data.validation_address)}
     else:
-        held_out = split_held_out(splits["train"], lambda one: one.text, data.validation_fraction)
-        splits["train"], splits["valid"] = held_out
+        held_out = split_held_out(read(data.source), lambda one: one.text, data.validation_fraction)
+        splits = dict(zip(("train", "valid"), held_out, strict=True))
     facts: dict[str, Any] = {
         "tokenizer": start.tokenizer.fingerprint,
         "template": hashlib.sha256(start.template_text.encode()).hexdigest(),
-        "fingerprints": fingerprints,
     }
     packed = {}
     for split, conversations in splits.items():
@@ -228,6 +225,7 @@ def open_demonstrations(config: ConfigDict, start: Start) -> Demonstrations:
             "tokens": sum(len(text.ids) for text in texts),
             "answer_tokens": answer_tokens(texts),
             "rows": len(packed[split]),
+            "digest": hashlib.sha256(b"".join(text.ids.tobytes() for text in texts)).hexdigest(),
         }
     facts["left_out"] = dataclasses.asdict(left)
     if left.broken or left.too_long:

@@ -111,6 +111,20 @@ def config_of(name: str, argument: str, **fields):
     return config
 
 
+def test_without_adapters_all_weights_learn_and_the_next_run_begins_with_them(base, conversations, tmp_path):
+    fields = {
+        "data.sequence_length": 96, "data.packing": False, "report.sample_every": 0, "report.tensorboard": False,
+        "mesh.data": 8,
+    }  # fmt: skip
+    config = config_of("sft", f"full,init_from={base},source=file:{conversations},steps=1", **fields)
+    result = sft.run(config, tmp_path / "run")
+    assert result["loss"] > 0
+    before, after = (open_pretrained(path).parameters(single_device_mesh()) for path in (base, tmp_path / "run"))
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x != y).any()), before["layers"], after["layers"]))
+    _, start = sft.resolve(config_of("sft", f"init_from={tmp_path / 'run'},source=file:x"), tmp_path / "next")
+    assert start.template.where == f"the chat template of {tmp_path / 'run'}"
+
+
 BAD = {
     "init_from or source is missing": dict(init_from=None),
     "sequence_length=97: expected 1 to": {"data.sequence_length": 97},
