@@ -15,6 +15,10 @@ none, in plain words. The loss falls on the assistant's tokens and the symbol th
 whole conversations as fit, which do not see each other. Afterwards: --config=configs/chat.py:model=WORKDIR.
 
 Needs the extra [serve] for the templates.
+
+Measured (2 CPU cores, AMD EPYC, busy with other work, 2026-11-22): `adapters,batch=2,steps=30` with
+SmolLM2-135M-Instruct and rows of 256 tokens, on 508 short answers of dolly_hhrlhf: a third of an epoch in 17 minutes;
+over the 798 tokens of 24 other answers the loss fell from 1.925 to 1.726 nats a token.
 """
 
 from ml_collections import ConfigDict, config_dict

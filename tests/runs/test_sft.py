@@ -14,7 +14,7 @@ from small_models import write_model
 import gpt_jax
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.mesh import single_device_mesh
-from gpt_jax.runs import sft
+from gpt_jax.runs import convert, sft
 from gpt_jax.runs.chat_model import open_chat_model
 from gpt_jax.runs.pretrained import open_pretrained
 
@@ -109,6 +109,12 @@ def config_of(name: str, argument: str, **fields):
     with config.unlocked():
         config.update_from_flattened_dict(fields)
     return config
+
+
+def test_its_template_goes_with_it_into_a_hugging_face_folder(finished, tmp_path):
+    convert.run(config_of("convert", f"huggingface,source={finished}"), tmp_path / "folder")
+    exported = open_pretrained(tmp_path / "folder").tokenizer()
+    assert exported.chat_template == open_pretrained(finished).chat_template
 
 
 def test_without_adapters_all_weights_learn_and_the_next_run_begins_with_them(base, conversations, tmp_path):
