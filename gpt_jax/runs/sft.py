@@ -6,28 +6,18 @@ The first of InstructGPT's three steps (Ouyang et al. 2022, §3.5). The loss fal
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
-from gpt_jax.alignment.conversations import (
-    Conversation,
-    Left,
-    answer_tokens,
-    demonstrations,
-    read_conversations,
-)
 from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches
-from gpt_jax.data.packing import MarkedText, PackedTexts
-from gpt_jax.data.tables import open_table, split_held_out
+from gpt_jax.data.packing import PackedTexts
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.inference.engine import Engine
@@ -46,6 +36,7 @@ from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.chat_model import open_template
+from gpt_jax.runs.demonstrations import Demonstrations, open_demonstrations
 from gpt_jax.runs.pretrain import check_sequence, total_steps
 from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained
 from gpt_jax.runs.recipe import (
@@ -90,17 +81,6 @@ class Start:
     pretrained: Pretrained
     tokenizer: Tokenizer
     template: ChatTemplate
-    template_text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Demonstrations:
-    """What the run learns from: rows of conversations, the questions that samples answer, the facts about it all."""
-
-    train: PackedTexts
-    valid: PackedTexts
-    questions: list[list[int]]
-    facts: dict[str, Any]
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -124,7 +104,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
         do_on_main_process(lambda: check_config(config, workdir))
         announce(f"{config.init_from}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
         startup.end("start")
-        data = open_demonstrations(config, start)
+        data = open_demonstrations(config, start.tokenizer, start.template)
         steps = total_steps(config, len(data.train))
         schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
         parse_steps(config.report.profile_steps, steps)
@@ -149,7 +129,7 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
     begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
     pretrained = open_pretrained(workdir if begun else config.init_from)
     tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
-    template, text = find_template(None if begun else config.template, pretrained, tokenizer, config.init_from)
+    template = find_template(None if begun else config.template, pretrained, tokenizer, config.init_from)
     model = adapt(pretrained.config, **config.model)
     for name in config.model:
         config.model[name] = getattr(model, name)
@@ -168,13 +148,11 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
     check_adapters(config, model)
     check_counts(config, COUNTS)
     parse_steps(config.report.profile_steps, config.train.steps or None)
-    return config.lock(), Start(pretrained, tokenizer, template, text)
+    return config.lock(), Start(pretrained, tokenizer, template)
 
 
-def find_template(
-    path: str | None, pretrained: Pretrained, tokenizer: Tokenizer, source: str
-) -> tuple[ChatTemplate, str]:
-    """The template in the file `path`, the one that the weights were taught with, or plain words; and its text.
+def find_template(path: str | None, pretrained: Pretrained, tokenizer: Tokenizer, source: str) -> ChatTemplate:
+    """The template in the file `path`, the one that the weights were taught with, or plain words.
 
     Raises:
       UserError: it is none, or could not teach a model to end its answers.
@@ -188,78 +166,14 @@ def find_template(
             f"{template.where} writes no symbol behind an answer, from which a model could learn to end it. Name "
             "another: --config.template=FILE."
         )
-    return template, template.source
-
-
-def open_demonstrations(config: ConfigDict, start: Start) -> Demonstrations:
-    """Reads the conversations, divides them into training and validation, and packs them into rows.
-
-    Raises:
-      UserError: for what is wrong with them.
-    """
-    data, left = config.data, Left()
-
-    def read(address: str) -> list[Conversation]:
-        table = open_table(address, encoding=data.encoding, skip_bad_rows=data.skip_bad_rows)
-        rows = list(read_conversations(table, data.columns, skip_bad_rows=data.skip_bad_rows, left=left))
-        left.broken += table.skipped
-        return rows
-
-    if data.validation_address:
-        splits = {"train": read(data.source), "valid": read(data.validation_address)}
-    else:
-        held_out = split_held_out(read(data.source), lambda one: one.text, data.validation_fraction)
-        splits = dict(zip(("train", "valid"), held_out, strict=True))
-    facts: dict[str, Any] = {
-        "tokenizer": start.tokenizer.fingerprint,
-        "template": hashlib.sha256(start.template_text.encode()).hexdigest(),
-    }
-    packed = {}
-    for split, conversations in splits.items():
-        texts = demonstrations(
-            conversations, start.template, data.sequence_length, skip_bad_rows=data.skip_bad_rows, left=left
-        )
-        packed[split] = pack(split, texts, config, start.tokenizer.specials.pad)
-        facts[split] = {
-            "conversations": len(texts),
-            "tokens": sum(len(text.ids) for text in texts),
-            "answer_tokens": answer_tokens(texts),
-            "rows": len(packed[split]),
-            "digest": hashlib.sha256(b"".join(text.ids.tobytes() for text in texts)).hexdigest(),
-        }
-    facts["left_out"] = dataclasses.asdict(left)
-    if left.broken or left.too_long:
-        announce(f"left out: {left.broken:,} rows that are no conversations, {left.too_long:,} that are too long")
-    questions = questions_of(splits["valid"], config, start.template)
-    return Demonstrations(packed["train"], packed["valid"], questions, facts)
-
-
-def pack(split: str, texts: Sequence[MarkedText], config: ConfigDict, pad: int) -> PackedTexts:
-    """The rows of a split; UserError: there are none, or none of their tokens counts."""
-    if not answer_tokens(texts):
-        raise UserError(f"{config.data.source}: no conversation is left in the split {split!r} to learn from.")
-    return PackedTexts(texts, config.data.sequence_length, pad, packed=config.data.packing)
-
-
-def questions_of(conversations: Sequence[Conversation], config: ConfigDict, template: ChatTemplate) -> list[list[int]]:
-    """Ids of the first held-out conversations up to where their first answer begins, as many as samples are wanted."""
-    found = []
-    for conversation in conversations:
-        if len(found) == config.report.samples:
-            break
-        roles = [message["role"] for message in conversation.messages]
-        with contextlib.suppress(UserError):  # of conversations that were left out
-            ids = template.encode(conversation.messages[: roles.index("assistant")]).tolist()
-            if len(ids) + config.report.sample_tokens <= config.data.sequence_length:
-                found.append(ids)
-    return found
+    return template
 
 
 def record(config: ConfigDict, start: Start, data: Demonstrations, workdir: Path) -> None:
     """Writes what the run is made of, now that nothing is left to refuse; UserError where its data are others."""
     configuration.check_same(workdir, "data.json", data.facts, what="data (they have changed since the run began)")
     start.tokenizer.save(workdir / "tokenizer")
-    write_atomically(workdir / CHAT_TEMPLATE, start.template_text.encode())
+    write_atomically(workdir / CHAT_TEMPLATE, start.template.source.encode())
     configuration.write_json(workdir / "data.json", data.facts)
     configuration.write_json(workdir / "environment.json", environment())
     configuration.write_json(workdir / "config.json", configuration.as_json(config))
