@@ -25,7 +25,7 @@ class MarkedText(NamedTuple):
 
 
 class PackedTexts:
-    """`texts` in rows of `length` positions, with the interface of `Windows` and `EvaluationWindows`.
+    """`texts` in rows of `length` positions, as `TrainingWindows` and as `EvaluationWindows`.
 
     Args:
       texts: none with more positions than `length`; pad: the id that fills up.
@@ -45,6 +45,10 @@ class PackedTexts:
     def filled(self) -> float:
         """The share of all positions that hold text."""
         return sum(text.positions for text in self._texts) / max(len(self) * self.length, 1)
+
+    def describe(self, indices: Sequence[int]) -> str:
+        """The rows `indices` in words, for messages."""
+        return f"rows {list(indices)}"
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The rows `indices`; an index past the last gives a row of padding that counts nothing.

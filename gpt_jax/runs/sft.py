@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
-from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches
+from gpt_jax.data.batch_sizes import BatchSizes
+from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches, window_order
 from gpt_jax.data.packing import PackedTexts
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
@@ -37,7 +38,7 @@ from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_proce
 from gpt_jax.progress import StepProgress, clock
 from gpt_jax.runs.chat_model import open_template
 from gpt_jax.runs.demonstrations import Demonstrations, open_demonstrations
-from gpt_jax.runs.pretrain import check_sequence, total_steps
+from gpt_jax.runs.pretrain import check_sequence
 from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained
 from gpt_jax.runs.recipe import (
     check_adapters,
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
         announce(f"{config.init_from}: {decoder.parameter_count(model):,} parameters; writing to {workdir}")
         startup.end("start")
         data = open_demonstrations(config, start.tokenizer, start.template)
-        steps = total_steps(config, len(data.train))
+        steps = config.train.steps or max(int(config.train.epochs * len(data.train) / config.train.batch_size), 1)
         schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
         parse_steps(config.report.profile_steps, steps)
         do_on_main_process(lambda: record(config, start, data, workdir))
@@ -233,6 +234,7 @@ def train(
         accumulation=c.train.accumulation, frozen=frozen,
     )  # fmt: skip
     rows = sharding((batch, length), ("batch", "time"), mesh)
+    order, sizes = window_order(len(data.train), c.seed), BatchSizes.constant(batch)
     log = MetricsLog(workdir, resume_step=first, main_process=is_main_process(), tensorboard=c.report.tensorboard)
     progress = StepProgress(total=steps, start=first, main_process=is_main_process())
     profile = Profile(parse_steps(c.report.profile_steps, steps), workdir / "profile", progress.say)
@@ -243,7 +245,7 @@ def train(
         loop = Loop(
             train_step=startup.watch(functools.partial(step, seed=c.seed), progress.say),
             batches=training_batches(
-                data.train, batch_size=batch, seed=c.seed, first_step=first, sharding=rows, prefetch=c.data.prefetch
+                data.train, order, sizes=sizes, first_step=first, sharding=rows, prefetch=c.data.prefetch
             ),
             steps=steps,
             intervals=Intervals(
@@ -252,12 +254,12 @@ def train(
                 sample=c.report.sample_every,
                 checkpoint=c.checkpoint.every,
             ),
-            tokens_per_step=batch * length,
+            tokens=lambda step: step * batch * length,
             flops_per_token=training_flops_per_token(model, length),
             peak_flops=peak_flops(),
             evaluate=make_evaluate(config, model, mesh, start.tokenizer, data.valid),
             sample=make_sample(config, model, mesh, start, data.questions),
-            describe_batch=lambda step: f"rows {batch_indices(len(data.train), c.seed, batch, step)}",
+            describe_batch=lambda step: data.train.describe(batch_indices(order, sizes, step)),
             checkpoints=checkpoints,
             log=log,
             progress=progress,
