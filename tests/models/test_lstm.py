@@ -262,6 +262,7 @@ def test_every_parameter_matches_exactly_one_row():
         assert len(logical_axes(path_string(path))) == len(spec.shape)
 
 
+@pytest.mark.slow
 def test_float32_stays_near_float64_and_bfloat16_near_both():
     with jax.enable_x64(True), jax.set_mesh(single_device_mesh()):
         params, ids = spread_parameters(DEEP), tokens(DEEP)

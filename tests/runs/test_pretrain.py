@@ -40,7 +40,8 @@ PRETRAIN = shipped("pretrain")
 
 
 SCRATCH = [preset for preset in PRETRAIN.PRESETS if preset != "weights"]  # that one needs init_from
-TRACED = ["books", "gpt1", "gpt1-released", "gpt2-small", "gpt3-125M", "llama1-7B", "llama3.2-1B", "qwen2.5-0.5B"]
+TRACED = ["books", "gpt1", "gpt2-small", "gpt3-125M", "qwen2.5-0.5B"]
+TRACED += [pytest.param(preset, marks=pytest.mark.slow) for preset in ("gpt1-released", "llama1-7B", "llama3.2-1B")]
 
 
 @pytest.mark.parametrize("preset", SCRATCH)

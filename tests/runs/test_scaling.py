@@ -104,6 +104,7 @@ def test_finished_ladders_are_read_and_others_join(done, text, cache, tmp_path):
     assert len(result(tmp_path / "run")["points"]) == 8
 
 
+@pytest.mark.slow
 def test_a_killed_ladder_goes_on_to_the_same_numbers(text, cache, table, tmp_path):
     fields = {"ladder": "32x1@16384", "read": table, "checkpoint.every": 8, "data.prefetch": 1}
     assert main(command(tmp_path / "whole", text, cache, **fields)) == 0
