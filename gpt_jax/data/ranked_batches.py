@@ -28,6 +28,17 @@ class RankedSet(ExampleSet):
         return np.array([len(own) for own in self.sequences])
 
     @property
+    def mask(self) -> np.ndarray:
+        """Bool [n, S]: whether there is such an answer."""
+        return np.arange(self.choices) < self.counts[:, None]
+
+    def by_prompt(self, values: np.ndarray) -> np.ndarray:
+        """[n, S] of one value for each answer, those of the first prompt first; 0 where there is no answer."""
+        found = np.zeros(self.mask.shape, values.dtype)
+        found[self.mask] = values
+        return found
+
+    @property
     def sizes(self) -> np.ndarray:
         """int [n]: prompts with as many answers share a batch, and among them those of about the same length."""
         return self.counts * (self.context_length + 1) + self.lengths
