@@ -30,7 +30,7 @@ def write_sums(path: Path, count: int, seed: int) -> Path:
     draw, rows = random.Random(seed), []
     for number in range(count):
         a, b = draw.randint(0, 9), draw.randint(10, 99)
-        right, vague, wrong = f"{a + b}", f"about {a + b}", "z" * draw.randint(1, 9)
+        right, vague, wrong = f"{a + b}", f"~{a + b}", "z" * draw.randint(1, 7)
         if number % 4:
             rows.append({"prompt": f"{a}+{b}?", "chosen": right, "rejected": wrong})
         else:
@@ -50,13 +50,13 @@ def base(tmp_path_factory) -> Path:
 
 
 FIELDS = {
-    "data.sequence_length": 48, "train.batch_size": 8, "train.steps": 6, "train.epochs": 0.0, "train.log_every": 1,
+    "data.sequence_length": 32, "train.batch_size": 8, "train.steps": 6, "train.epochs": 0.0, "train.log_every": 1,
     "train.eval_every": 3, "checkpoint.every": 2, "report.tensorboard": False, "model.dropout": 0.1,
 }  # fmt: skip
 OF_RUN = {
     "reward": {"schedule.peak": 1e-2, "train.steps": 10, "train.eval_every": 5},
     "dpo": {"schedule.peak": 1e-3, "model.dropout": 0.0, "report.sample_every": 6, "report.samples": 2}
-    | {"report.sample_tokens": 4},
+    | {"report.sample_tokens": 4, "data.pairs": "best_worst"},
 }
 
 
