@@ -21,10 +21,15 @@ def comparison_losses(rewards_GK: jax.Array, ranks_GK: jax.Array, mask_GK: jax.A
     Returns:
       The loss of each prompt and the number of its pairs, [G]; 0 and 0 where it has none.
     """
-    better_GKK = better_pairs(ranks_GK, mask_GK)
     losses_GKK = -jax.nn.log_sigmoid(rewards_GK[:, :, None] - rewards_GK[:, None, :])
+    return mean_over_pairs(losses_GKK, ranks_GK, mask_GK)
+
+
+def mean_over_pairs(values_GKK: jax.Array, ranks_GK: jax.Array, mask_GK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of values [better answer, worse answer] over each prompt's pairs, [G], and their number."""
+    better_GKK = better_pairs(ranks_GK, mask_GK)
     pairs_G = jnp.sum(better_GKK, axis=(1, 2))
-    return jnp.sum(jnp.where(better_GKK, losses_GKK, 0), axis=(1, 2)) / jnp.maximum(pairs_G, 1), pairs_G
+    return jnp.sum(jnp.where(better_GKK, values_GKK, 0), axis=(1, 2)) / jnp.maximum(pairs_G, 1), pairs_G
 
 
 def better_pairs(ranks_GK: jax.Array, mask_GK: jax.Array) -> jax.Array:

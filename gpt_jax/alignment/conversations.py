@@ -61,10 +61,10 @@ def read_conversations(
 def _conversation(row: Row, columns: Mapping[str, str]) -> Conversation:
     messages, prompt, response = (columns[role] for role in ("messages", "prompt", "response"))
     if messages in row.fields:
-        found = tuple(_message(message, number, row) for number, message in enumerate(_list(row, messages), 1))
+        found = read_messages(row, messages)
     elif prompt in row.fields and response in row.fields:
-        asked = {"role": "user", "content": _text(row.fields[prompt], f"{row.place}: {prompt}")}
-        found = (asked, {"role": "assistant", "content": _text(row.fields[response], f"{row.place}: {response}")})
+        asked = {"role": "user", "content": text_of(row.fields[prompt], f"{row.place}: {prompt}")}
+        found = (asked, {"role": "assistant", "content": text_of(row.fields[response], f"{row.place}: {response}")})
     else:
         raise UserError(
             f"{row.place}: there is no column {messages!r}, nor {prompt!r} with {response!r}. There are: "
@@ -76,23 +76,25 @@ def _conversation(row: Row, columns: Mapping[str, str]) -> Conversation:
     return Conversation(found, row.place)
 
 
-def _list(row: Row, column: str) -> list[Any]:
+def read_messages(row: Row, column: str) -> tuple[dict[str, str], ...]:
+    """The messages in a column of a row; UserError: they are none."""
     value = row.fields[column]
     if not isinstance(value, list) or not value:
         raise UserError(
             f'{row.place}: {column} is {str(value)[:80]!r}. Expected a list of messages, {{"role": "user" or '
             f'"assistant", "content": text}}. {SKIP}'
         )
-    return value
+    return tuple(_message(message, number, row) for number, message in enumerate(value, 1))
 
 
 def _message(value: Any, number: int, row: Row) -> dict[str, str]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise UserError(f'{row.place}: message {number} is no object with "role" and "content". {SKIP}')
-    return {"role": value["role"], "content": _text(value.get("content"), f"{row.place}: message {number}")}
+    return {"role": value["role"], "content": text_of(value.get("content"), f"{row.place}: message {number}")}
 
 
-def _text(value: Any, what: str) -> str:
+def text_of(value: Any, what: str) -> str:
+    """`value`, which is a text; UserError: it is none, says the message of `what`."""
     if not isinstance(value, str):
         raise UserError(f"{what} has no text but {str(value)[:80]!r}. {SKIP}")
     return value

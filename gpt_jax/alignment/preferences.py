@@ -24,9 +24,18 @@ def implicit_margins(policy: PairLogProbs, reference: PairLogProbs) -> jax.Array
     return (policy.chosen_P - reference.chosen_P) - (policy.rejected_P - reference.rejected_P)
 
 
-def dpo_losses(policy: PairLogProbs, reference: PairLogProbs, *, beta: float = 0.1) -> jax.Array:
-    """-log σ(β · margin) of each pair (Rafailov et al. 2023, equation 7), [P]; ln 2 at the first step."""
-    return -jax.nn.log_sigmoid(beta * implicit_margins(policy, reference))
+def dpo_losses(
+    policy: PairLogProbs, reference: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0
+) -> jax.Array:
+    """-log σ(β · margin) of each pair (Rafailov et al. 2023, equation 7), [P]; ln 2 at the first step.
+
+    Args:
+      label_smoothing: the share ε of pairs that are taken to be labelled the wrong way round, so that the loss is
+        (1 - ε) of this and ε of that of the opposite (Mitchell 2023, "A note on DPO with noisy preferences").
+    """
+    logits_P = beta * implicit_margins(policy, reference)
+    right_P, wrong_P = -jax.nn.log_sigmoid(logits_P), -jax.nn.log_sigmoid(-logits_P)
+    return (1 - label_smoothing) * right_P + label_smoothing * wrong_P
 
 
 def ipo_losses(policy: PairLogProbs, reference: PairLogProbs, *, beta: float = 0.1) -> jax.Array:

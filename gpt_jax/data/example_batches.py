@@ -41,6 +41,11 @@ class ExampleSet:
         """int [n]: of each example's longest sequence."""
         return np.array([max(map(len, own)) for own in self.sequences])
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """int [n]: examples of about the same one share a batch."""
+        return self.lengths
+
     @functools.cached_property
     def choices(self) -> int:
         """S: the sequences of the example that has the most."""
@@ -50,6 +55,10 @@ class ExampleSet:
         """T: the bucket length of a batch of the examples `indices`."""
         longest = self.lengths[indices].max()
         return next(length for length in bucket_lengths(self.context_length) if length >= longest)
+
+    def positions(self, indices: np.ndarray) -> int:
+        """How many there are in a batch of the examples `indices`."""
+        return self.bucket(indices) * self.choices * len(indices)
 
     def batch(self, indices: np.ndarray, weights: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """The examples `indices` [R] as arrays; `length` is T.
@@ -148,7 +157,7 @@ class TrainingPlan:
         stretch = SORTED_TOGETHER * self.batch_size
         for start in range(0, used, stretch):
             part = order[start : start + stretch]
-            order[start : start + stretch] = part[np.argsort(self.examples.lengths[part], kind="stable")]
+            order[start : start + stretch] = part[np.argsort(self.examples.sizes[part], kind="stable")]
         return order.reshape(self.steps_per_epoch, self.batch_size)[shuffled(self.steps_per_epoch)]
 
 
@@ -189,7 +198,7 @@ def evaluation_batches(
 
 def evaluation_rows(examples: ExampleSet, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(indices, weights) of each batch of an evaluation, [batch_size] each."""
-    order = np.argsort(-examples.lengths, kind="stable")
+    order = np.argsort(-examples.sizes, kind="stable")
     missing = -len(order) % batch_size
     filled = np.pad(order, (0, missing), mode="edge").reshape(-1, batch_size)
     weights = np.pad(np.ones(len(order)), (0, missing)).reshape(-1, batch_size)
@@ -216,6 +225,6 @@ def _batches(
 
 def _padding(examples: ExampleSet, batches: np.ndarray) -> Padding:
     tokens = np.array([sum(map(len, own)) for own in examples.sequences])
-    positions = sum(examples.bucket(indices) * examples.choices * len(indices) for indices in batches)
+    positions = sum(examples.positions(indices) for indices in batches)
     whole = batches.size * examples.choices * examples.context_length
     return Padding(share=float(1 - tokens[batches].sum() / positions), of_context=float(positions / whole))

@@ -19,9 +19,10 @@ from gpt_jax.parallel.rules import constrain
 Combination = Literal["single", "sum", "choice"]
 
 
-def head_specs(config: ModelConfig, outputs: int) -> dict:
-    """Shapes and initializers: kernel [D, O] N(0, init_std), bias 0."""
-    return {"kernel": ParameterSpec((config.embed_dim, outputs), config.init_std), "bias": ParameterSpec((outputs,))}
+def head_specs(config: ModelConfig, outputs: int, std: float | None = None) -> dict:
+    """Shapes and initializers: kernel [D, O] N(0, `std`), by default the model's init_std; bias 0."""
+    std = config.init_std if std is None else std
+    return {"kernel": ParameterSpec((config.embed_dim, outputs), std), "bias": ParameterSpec((outputs,))}
 
 
 def head_logits(

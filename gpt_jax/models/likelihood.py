@@ -23,10 +23,15 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, *others_BTP: jax
 
 
 def next_token_nats(params: dict, config: ModelConfig, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Nats of every target given the hidden states, [B, T] float32; for scoring (see `weighted_nats` for training)."""
+    """Nats of every target given the hidden states, [B, T] float32.
+
+    Where the targets' weights are known beforehand, `weighted_nats` trains faster: differentiated, this makes each
+    chunk's logits a second time, so that they need not be kept.
+    """
     matrices = softmax_matrices(params, config)
+    nats = jax.checkpoint(_nats, prevent_cse=False)
     chunks = _chunks(config.logits_chunk, hidden_BTD, targets_BT)
-    parts = [_join(jax.lax.map(lambda xs: _nats(xs[0], matrices, xs[1]), chunk)) for chunk in chunks]
+    parts = [_join(jax.lax.map(lambda xs: nats(xs[0], matrices, xs[1]), chunk)) for chunk in chunks]
     return jnp.concatenate(parts, axis=1)
 
 

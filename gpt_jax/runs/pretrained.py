@@ -29,6 +29,7 @@ from gpt_jax.weights.tensors import Checkpoint
 # 271, of its 152,064 the last 399.
 SPARE_ROWS = 128
 SPARE_SHARE = 0.005
+BESIDE = ("finetune", "sft", "reward", "dpo")  # runs whose decoder stands beside a head or adapters
 CHAT_TEMPLATE = "chat_template.jinja"  # in a workdir, by the name that it has in a Hugging Face folder
 
 
@@ -79,7 +80,7 @@ class Pretrained:
         if isinstance(self.source, Checkpoint):
             stored = dataclasses.replace(self.config, param_dtype=config.param_dtype)
             params = load_parameters(dataclasses.replace(self.source, config=stored), mesh)
-        elif self.fine_tuned or self.recorded.get("run") == "sft":  # the decoder stands beside a head or adapters
+        elif self.recorded.get("run") in BESIDE:
             return self.parameters_with_head(mesh, config)["model"]
         else:
             params = restore_parameters(self.source, abstract_parameters(self.config, mesh), step=self.step)

@@ -4,7 +4,6 @@ The first of InstructGPT's three steps (Ouyang et al. 2022, §3.5). The loss fal
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import time
@@ -12,55 +11,47 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
 from gpt_jax.data.batch_sizes import BatchSizes
 from gpt_jax.data.loader import batch_indices, evaluation_batches, training_batches, window_order
 from gpt_jax.data.packing import PackedTexts
-from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.inference.engine import Engine
 from gpt_jax.inference.generation import continue_prompts
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.inference.scoring import compile_scorer
 from gpt_jax.models import decoder
-from gpt_jax.models.adapters import adapter_specs, with_adapters
+from gpt_jax.models.adapters import with_adapters
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.flops import training_flops_per_token
-from gpt_jax.models.parameters import init_parameters
-from gpt_jax.models.presets import adapt, model_config
+from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
-from gpt_jax.runs.chat_model import open_template
 from gpt_jax.runs.demonstrations import Demonstrations, open_demonstrations
 from gpt_jax.runs.pretrain import check_sequence
-from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained
 from gpt_jax.runs.recipe import (
-    check_adapters,
     check_batch,
     check_config,
     check_counts,
     check_model_fits,
-    has_begun,
     schedule_and_optimizer,
 )
-from gpt_jax.runs.workdir import environment, open_workdir
-from gpt_jax.text.chat_template import ChatTemplate, plain_template
-from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
+from gpt_jax.runs.start import Start, fresh_parameters, open_learner, record, resolve_start
+from gpt_jax.runs.workdir import open_workdir
+from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
-from gpt_jax.training.frozen import frozen_mask, without_frozen
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.losses import language_model_loss
 from gpt_jax.training.metrics_log import MetricsLog
 from gpt_jax.training.profiling import Profile, parse_steps
 from gpt_jax.training.report import write_report
 from gpt_jax.training.startup import Startup
-from gpt_jax.training.state import TrainState, abstract_state, create_state, initial_state, state_builder
+from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import compile_train_step
 
 COUNTS = (
@@ -72,16 +63,6 @@ COUNTS = (
     "report.sample_tokens",
     "report.temperature",
 )
-LENGTH = 2048  # tokens of a conversation, where neither config nor model says less
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """What the run begins with: weights that are not read yet, their tokenizer, and the template of conversations."""
-
-    pretrained: Pretrained
-    tokenizer: Tokenizer
-    template: ChatTemplate
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
@@ -109,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
         steps = config.train.steps or max(int(config.train.epochs * len(data.train) / config.train.batch_size), 1)
         schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
         parse_steps(config.report.profile_steps, steps)
-        do_on_main_process(lambda: record(config, start, data, workdir))
+        do_on_main_process(lambda: record(config, start, data.facts, workdir))
         startup.end("data")
         log = train(config, model, mesh, start, data, steps, workdir, startup)
         return finish(config, model, data, workdir, log, steps, began) if is_main_process() else {}
@@ -121,72 +102,11 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
     Raises:
       UserError: when fields contradict each other or the weights.
     """
-    config = config.copy_and_resolve_references().unlock()
-    if config.init_from is None or config.data.source is None:
-        raise UserError(
-            "init_from or source is missing: --config=configs/sft.py:init_from=PATH,source=file:CONVERSATIONS.jsonl. "
-            "PATH: a Hugging Face folder, a GGUF file, OpenAI's release or a workdir."
-        )
-    begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
-    pretrained = open_pretrained(workdir if begun else config.init_from)
-    tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
-    template = find_template(None if begun else config.template, pretrained, tokenizer, config.init_from)
-    model = adapt(pretrained.config, **config.model)
-    for name in config.model:
-        config.model[name] = getattr(model, name)
-    length = config.data.sequence_length
-    if length is None:
-        length = config.data.sequence_length = min(model.context_length, LENGTH)
-    if not 1 <= length <= model.context_length:
-        raise UserError(f"data.sequence_length={length}: expected 1 to model.context_length={model.context_length}.")
-    if model.core == "lstm" and config.data.packing:
+    config, start = resolve_start(config, workdir)
+    if config.model.core == "lstm" and config.data.packing:
         raise UserError("data.packing=True: an LSTM cannot keep apart the texts of a row. Set data.packing=False.")
-    if (config.train.steps > 0) == (config.train.epochs > 0):
-        raise UserError(
-            f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: give exactly one of them and set "
-            "the other to 0."
-        )
-    check_adapters(config, model)
     check_counts(config, COUNTS)
-    parse_steps(config.report.profile_steps, config.train.steps or None)
-    return config.lock(), Start(pretrained, tokenizer, template)
-
-
-def find_template(path: str | None, pretrained: Pretrained, tokenizer: Tokenizer, source: str) -> ChatTemplate:
-    """The template in the file `path`, the one that the weights were taught with, or plain words.
-
-    Raises:
-      UserError: it is none, or could not teach a model to end its answers.
-    """
-    template = open_template(path, tokenizer, source, pretrained.chat_template)
-    if template is None:
-        announce(f"{source}: has no chat template; plain words (User:, Assistant:) take its place")
-        template = ChatTemplate(plain_template(tokenizer), tokenizer, "the plain chat template")
-    if not template.end_ids:
-        raise UserError(
-            f"{template.where} writes no symbol behind an answer, from which a model could learn to end it. Name "
-            "another: --config.template=FILE."
-        )
-    return template
-
-
-def record(config: ConfigDict, start: Start, data: Demonstrations, workdir: Path) -> None:
-    """Writes what the run is made of, now that nothing is left to refuse; UserError where its data are others."""
-    configuration.check_same(workdir, "data.json", data.facts, what="data (they have changed since the run began)")
-    start.tokenizer.save(workdir / "tokenizer")
-    write_atomically(workdir / CHAT_TEMPLATE, start.template.source.encode())
-    configuration.write_json(workdir / "data.json", data.facts)
-    configuration.write_json(workdir / "environment.json", environment())
-    configuration.write_json(workdir / "config.json", configuration.as_json(config))
-
-
-def fresh_parameters(model: ModelConfig, adapters: ConfigDict, key: jax.Array) -> dict:
-    """`model`, a decoder, and where their rank is not 0 `adapters`."""
-    params = {"model": decoder.init(model, key)}
-    if adapters.rank:
-        specs = adapter_specs(model, adapters.rank, tuple(adapters.targets))
-        params["adapters"] = init_parameters(specs, key, jnp.dtype(model.param_dtype))
-    return params
+    return config.lock(), start
 
 
 def train(
@@ -203,22 +123,16 @@ def train(
     c, batch, length = config, config.train.batch_size, config.data.sequence_length
     adapters = c.transfer.adapters
     schedule, optimizer = schedule_and_optimizer(config, steps)
-    draw = functools.partial(fresh_parameters, model, adapters)
-    with jax.set_mesh(mesh):
-        frozen = frozen_mask(jax.eval_shape(draw, jax.random.key(0)))
-    optimizer = without_frozen(optimizer, frozen)
-    abstract = abstract_state(state_builder(draw, optimizer, c.seed), mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep)
-    state = checkpoints.restore(abstract)
-    if state is None:
-        given = start.pretrained.parameters(mesh, model)
-
-        def begin(given: dict) -> TrainState:
-            return initial_state(draw(jax.random.key(c.seed)) | {"model": given}, optimizer)
-
-        state = create_state(begin, abstract, mesh, given)
-    else:
-        announce(f"going on from the checkpoint of step {int(state.step)}")
+    learner = open_learner(
+        functools.partial(fresh_parameters, model, adapters),
+        lambda: start.pretrained.parameters(mesh, model),
+        optimizer,
+        checkpoints,
+        mesh,
+        c.seed,
+    )
+    state = learner.state
     first = int(state.step)
     announce(
         f"{data.facts['train']['conversations']:,} conversations in {len(data.train):,} rows of {length} tokens, "
@@ -230,8 +144,8 @@ def train(
         return language_model_loss(with_adapters(params, adapters.alpha)["model"], model, batch, key)
 
     step = compile_train_step(
-        abstract, mesh, loss_fn=loss, optimizer=optimizer, schedule=schedule,
-        accumulation=c.train.accumulation, frozen=frozen,
+        learner.abstract, mesh, loss_fn=loss, optimizer=learner.optimizer, schedule=schedule,
+        accumulation=c.train.accumulation, frozen=learner.frozen,
     )  # fmt: skip
     rows = sharding((batch, length), ("batch", "time"), mesh)
     order, sizes = window_order(len(data.train), c.seed), BatchSizes.constant(batch)
@@ -293,11 +207,12 @@ def make_sample(
     if not (r.sample_every and r.sample_tokens and questions):
         return lambda state: []
     sampling = Sampling(r.sample_tokens, r.temperature, seed=config.seed)
-    ends = sorted({*start.template.end_ids, tokenizer.specials.end_of_text})
 
     def sample(state: TrainState) -> list[dict[str, str]]:
         params = with_adapters(state.params, config.transfer.adapters.alpha)["model"]
-        engine = Engine(params, model, mesh, vocab_size=tokenizer.vocab_size, slots=len(questions), end_ids=ends)
+        engine = Engine(
+            params, model, mesh, vocab_size=tokenizer.vocab_size, slots=len(questions), end_ids=start.end_ids
+        )
         answers = [""] * len(questions)
         for piece in continue_prompts(engine, tokenizer, questions, sampling):
             answers[piece.prompt] = piece.so_far.text

@@ -1,9 +1,12 @@
 """`report.md`: what a run did, for people: the loss curve as a picture, the samples, the config, the machine."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+NO_METRICS = ("step", "split", "tokens")
 
 
 def write_report(
@@ -16,6 +19,8 @@ def write_report(
     config: dict[str, Any],
     environment: dict[str, Any],
     sources: Sequence[dict[str, str]] = (),
+    loss: str = "nats per token",
+    pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Writes `report.md` and `loss.png` into `workdir`; returns the path of the report.
 
@@ -23,21 +28,29 @@ def write_report(
       summary: (name, value) pairs for the table at the top.
       rows: metrics rows; samples: sample rows, of which those of the last step are shown whole.
       sources: of a mixture, a row each: what its columns are called and what they say.
+      loss: what the loss is counted in; pictures: further ones in `workdir`, by their titles.
     """
-    draw_losses(rows, workdir / "loss.png")
+    draw_losses(rows, workdir / "loss.png", loss)
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in summary]
     lines += ["", "![Loss by step](loss.png)", ""]
     if sources:
         lines += ["## Sources", "", _row(sources[0]), _row("---" for _ in sources[0])]
         lines += [_row(source.values()) for source in sources] + [""]
+    for title, name in pictures.items():
+        lines += [f"## {title}", "", f"![{title}]({name})", ""]
     if valid := [row for row in rows if row["split"] == "valid"]:
-        lines += ["## Validation", "", "| step | nats per token | bits per byte |", "|---|---|---|"]
-        lines += [f"| {row['step']} | {row['loss']:.4f} | {row['bits_per_byte']:.4f} |" for row in valid]
+        names = [name for name in valid[0] if name not in NO_METRICS and "/" not in name]
+        heads = [loss if name == "loss" else name.replace("_", " ") for name in names]
+        lines += ["## Validation", "", _row(["step", *heads]), _row("---" for _ in ("step", *heads))]
+        lines += [_row([str(row["step"]), *(f"{row[name]:.4f}" for name in names)]) for row in valid]
     if samples:
-        last = samples[-1]["step"]
+        first, last = samples[0]["step"], samples[-1]["step"]
         lines += ["", f"## Samples after step {last}", ""]
+        before = {row["prompt"]: row["continuation"] for row in samples if row["step"] == first == 0 != last}
         for row in (row for row in samples if row["step"] == last):
+            if row["prompt"] in before:
+                lines += _quote(f"(before: {_escape(before[row['prompt']])})") + [""]
             lines += _quote(f"{_escape(row['prompt'])} **⟶** {_escape(row['continuation'])}") + [""]
     for name, value in (("Config", config), ("Environment", environment)):
         lines += ["", f"## {name}", "", "```json", json.dumps(value, indent=2), "```"]
@@ -46,7 +59,7 @@ def write_report(
     return path
 
 
-def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_losses(rows: list[dict[str, Any]], path: Path, unit: str = "nats per token") -> None:
     """Draws training and validation loss by step as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -58,7 +71,7 @@ def draw_losses(rows: list[dict[str, Any]], path: Path) -> None:
         points = [(row["step"], row["loss"]) for row in rows if row["split"] == split]
         if points:
             axes.plot(*zip(*points, strict=True), label=split, **style)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

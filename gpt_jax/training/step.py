@@ -59,7 +59,8 @@ def train_step(
 
         def split(x: jax.Array) -> jax.Array:  # [B, ...] -> [A, B/A, ...], every part spread over all devices
             parts = jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0)
-            return constrain(parts, None, "batch", "time")
+            inner = ["time"] if x.ndim == 2 else [None] * (x.ndim - 1)  # several sequences an example: none is divided
+            return constrain(parts, None, "batch", *inner)
 
         zeros = jnp.zeros((), jnp.float32)
         totals = (zeros, zeros, jax.tree.map(jnp.zeros_like, state.params))

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from golden_models import part, write_golden_folder
 
-from gpt_jax.alignment.comparisons import comparison_losses
-from gpt_jax.alignment.preferences import PairLogProbs, answer_log_probs, dpo_losses, ipo_losses
-from gpt_jax.models import decoder
-from gpt_jax.models.likelihood import next_token_nats
+from gpt_jax.alignment.ranked_losses import answer_log_likelihoods, answer_rewards, preference_loss, reward_loss
+from gpt_jax.data.ranked_batches import RankedSet
 from gpt_jax.training.losses import language_model_loss
 from gpt_jax.weights.export import export_tensors
 from gpt_jax.weights.huggingface import read_folder
@@ -39,6 +37,24 @@ def model(tmp_path, one_device):
         yield checkpoint, load_parameters(checkpoint, one_device)
 
 
+@pytest.fixture(scope="module")
+def pairs(golden) -> RankedSet:
+    """TRL's pairs as a run has them: prompt, answer and end."""
+    sequences = [
+        [np.array([*golden[f"prompt/{i}"], *golden[f"{side}/{i}"], END], np.int32) for side in ("chosen", "rejected")]
+        for i in range(PAIRS)
+    ]
+    starts = np.array([[len(golden[f"prompt/{i}"])] * 2 for i in range(PAIRS)])
+    ranks = np.tile(np.arange(2, dtype=np.float32), (PAIRS, 1))
+    return RankedSet(sequences, None, 1, 16, starts=starts, columns={"ranks": ranks})
+
+
+def ranked_batch(data: RankedSet, **columns: np.ndarray) -> dict[str, np.ndarray]:
+    """All prompts of `data`, as a step gets them."""
+    data, every = dataclasses.replace(data, columns=data.columns | columns), np.arange(len(data))
+    return data.batch(every, np.ones(len(data)), data.bucket(every))
+
+
 def policy_of(reference):
     return jax.tree.map(lambda x: 1.1 * x, reference)
 
@@ -51,11 +67,6 @@ def batch(golden, side: str) -> dict[str, np.ndarray]:
         tokens[row, : len(prompt) + len(answer)] = [*prompt, *answer]
         mask[row, len(prompt) : len(prompt) + len(answer)] = 1
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": mask[:, 1:]}
-
-
-def log_probs(params, config, rows, *, mean: bool) -> jax.Array:
-    hidden = decoder.hidden_states(params, config, rows["tokens"])
-    return answer_log_probs(-next_token_nats(params, config, hidden, rows["targets"]), rows["loss_mask"], mean=mean)
 
 
 def assert_gradients_are(theirs: dict[str, np.ndarray], gradients, checkpoint) -> None:
@@ -78,47 +89,33 @@ def test_sft_is_the_mean_over_the_answers_tokens(golden, model):
     assert_gradients_are(part(golden, "sft/gradient"), gradients, checkpoint)
 
 
-@pytest.mark.parametrize(("kind", "losses"), [("sigmoid", dpo_losses), ("ipo", ipo_losses)])
-def test_dpo_and_ipo(kind, losses, golden, model):
-    checkpoint, reference = model
-    chosen, rejected = batch(golden, "chosen"), batch(golden, "rejected")
-
-    def pairs(params):
-        sides = (log_probs(params, checkpoint.config, rows, mean=kind == "ipo") for rows in (chosen, rejected))
-        return PairLogProbs(*sides)
-
-    def loss(params, cached):
-        return jnp.mean(losses(pairs(params), cached, beta=float(golden["beta"])))
-
-    value, gradients = jax.jit(jax.value_and_grad(loss))(policy_of(reference), jax.jit(pairs)(reference))
-    np.testing.assert_allclose(value, golden[f"{kind}/loss"], rtol=1e-6)
-    assert_gradients_are(part(golden, f"{kind}/gradient"), gradients, checkpoint)
-
-
-def test_the_reward_model(golden, model):
-    checkpoint, reference = model
-    sides = [batch(golden, side) for side in ("chosen", "rejected")]
-    score = jnp.asarray(golden["score"], jnp.float64)
-
-    def rewards(params, score):
-        """[P, 2], read at each answer's end."""
-        columns = []
-        for rows in sides:
-            ends = np.argmax(np.cumsum(rows["loss_mask"], axis=1), axis=1) + 1  # `tokens` lacks the last one
-            whole = np.concatenate([rows["tokens"], rows["targets"][:, -1:]], axis=1)
-            hidden = decoder.hidden_states(params, checkpoint.config, whole)
-            columns.append(hidden[np.arange(PAIRS), ends] @ score[0])
-        return jnp.stack(columns, axis=1)
-
-    def loss(params, score):
-        ranked = jnp.broadcast_to(jnp.arange(2), (PAIRS, 2))
-        found = rewards(params, score)
-        return jnp.mean(comparison_losses(found, ranked, jnp.ones_like(ranked))[0]), found
-
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (value, found), (gradients, score_gradient) = run(policy_of(reference), score)
-    np.testing.assert_allclose(value, golden["reward/loss"], rtol=1e-6)
-    np.testing.assert_allclose(np.sort(found, 0), np.sort(golden["reward/rewards"].T, 0), rtol=1e-5)  # any order
+def test_a_reward_models_batch_has_trls_loss_gradients_and_rewards(golden, pairs, model):
+    found, reference = model
+    policy = policy_of(reference)
+    batch = ranked_batch(pairs)
+    params = {"model": policy, "head": {"kernel": jnp.asarray(golden["score"].T, jnp.float64), "bias": jnp.zeros(1)}}
+    (total, prompts), gradients = jax.jit(
+        jax.value_and_grad(lambda params: reward_loss(params, found.config, batch), has_aux=True)
+    )(params)
+    np.testing.assert_allclose(total / prompts, golden["reward/loss"], rtol=1e-6)
+    rewards = jax.jit(lambda params: answer_rewards(params, found.config, batch))(params)
+    np.testing.assert_allclose(np.sort(rewards, 0), np.sort(golden["reward/rewards"].T, 0), rtol=1e-5)  # in any order
     theirs = part(golden, "reward/gradient")
-    np.testing.assert_allclose(score_gradient, theirs.pop("score.weight"), rtol=0, atol=1e-5)
-    assert_gradients_are(theirs, gradients, checkpoint)
+    np.testing.assert_allclose(gradients["head"]["kernel"].T / prompts, theirs.pop("score.weight"), rtol=0, atol=1e-5)
+    assert_gradients_are(theirs, jax.tree.map(lambda g: g / prompts, gradients["model"]), found)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
+def test_a_preference_batch_has_trls_loss_and_gradients(kind, golden, pairs, model):
+    found, reference = model
+    policy = policy_of(reference)
+    cached = jax.jit(lambda params, batch: answer_log_likelihoods(params, found.config, batch))(
+        reference, ranked_batch(pairs)
+    )
+    batch = ranked_batch(pairs, reference_log_probs=np.asarray(cached))
+    settings = {"kind": kind, "beta": float(golden["beta"])}
+    (total, prompts), gradients = jax.jit(
+        jax.value_and_grad(lambda params: preference_loss(params, found.config, batch, **settings), has_aux=True)
+    )(policy)
+    np.testing.assert_allclose(total / prompts, golden[f"{kind}/loss"], rtol=1e-6)
+    assert_gradients_are(part(golden, f"{kind}/gradient"), jax.tree.map(lambda g: g / prompts, gradients), found)
