@@ -8,6 +8,8 @@ RUNS = (
     "finetune",
     "gather",
     "generate",
+    "grpo",
+    "ppo",
     "predict",
     "pretrain",
     "scaling",

@@ -29,6 +29,7 @@ from gpt_jax.weights.tensors import Checkpoint
 # 271, of its 152,064 the last 399.
 SPARE_ROWS = 128
 SPARE_SHARE = 0.005
+BESIDE_OTHERS = ("sft", "ppo", "grpo")  # runs whose decoder stands beside adapters or a value function
 CHAT_TEMPLATE = "chat_template.jinja"  # in a workdir, by the name that it has in a Hugging Face folder
 
 
@@ -79,7 +80,7 @@ class Pretrained:
         if isinstance(self.source, Checkpoint):
             stored = dataclasses.replace(self.config, param_dtype=config.param_dtype)
             params = load_parameters(dataclasses.replace(self.source, config=stored), mesh)
-        elif self.fine_tuned or self.recorded.get("run") == "sft":  # the decoder stands beside a head or adapters
+        elif self.fine_tuned or self.recorded.get("run") in BESIDE_OTHERS:
             return self.parameters_with_head(mesh, config)["model"]
         else:
             params = restore_parameters(self.source, abstract_parameters(self.config, mesh), step=self.step)
@@ -89,7 +90,7 @@ class Pretrained:
     def parameters_with_head(
         self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None, *, outputs: int | None = None
     ) -> dict:
-        """Reads `model`, the decoder with its adapters merged, and `head`, of weights that are `fine_tuned` (or sft's).
+        """Reads `model`, the decoder with its adapters merged, and `head`, of weights beside others.
 
         Args:
           config: as of `parameters`; outputs: the width of the head, None: it is left out.
@@ -104,9 +105,16 @@ class Pretrained:
             specs["adapters"] = adapter_specs(self.config, adapters["rank"], tuple(adapters["targets"]))
         if outputs is not None:
             specs["head"] = head_specs(self.config, outputs)
-        params = restore_parameters(
-            self.source, abstract_tree(specs, self.config.param_dtype, mesh), step=self.chosen_step
-        )
+        abstract = abstract_tree(specs, self.config.param_dtype, mesh)
+        # A policy whose weights are averaged is their average: of what learns, its adapters or all of it.
+        averaged = {}
+        if self.recorded.get("train", {}).get("average_decay"):
+            name = "adapters" if adapters["rank"] else "model"
+            averaged = {name: abstract.pop(name)}
+            averaged = restore_parameters(self.source, averaged, step=self.chosen_step, place=("aux", "average"))
+        params = averaged
+        if abstract:
+            params = averaged | restore_parameters(self.source, abstract, step=self.chosen_step)
         if adapters["rank"]:
             shardings = jax.tree.map(lambda x: x.sharding, params["model"])
             merge = jax.jit(lambda model, own: merge_adapters(model, own, adapters["alpha"]), out_shardings=shardings)
