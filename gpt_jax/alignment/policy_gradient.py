@@ -127,6 +127,7 @@ class PolicyGradient:
         self.check_kl(metrics["kl"], step)
         coefficient = float(state.aux.get("coefficient", self.penalty.coefficient))
         metrics |= {"reward": metrics["score"] - coefficient * metrics["kl"], "coefficient": coefficient}
+        rollout |= self.objective.credit(rollout.pop("scores"))
         times.append(time.perf_counter())
         state, learnt = self.learnt(state, rollout, coefficient, metrics["kl"])
         times.append(time.perf_counter())
@@ -166,7 +167,7 @@ class PolicyGradient:
             "entropy": float(rollout.pop("entropy")[mask].mean(dtype=np.float64)), "length": float(lengths.mean()),
             "ended": float(complete.mean()),
         }  # fmt: skip
-        return rollout | self.objective.credit(scores.astype(np.float32)), metrics
+        return rollout | {"scores": scores.astype(np.float32)}, metrics
 
     def examined(self, params: dict, rollout: Arrays) -> Arrays:
         """What policy, reference and value function say of a rollout's answers, worked off as the learning is."""
