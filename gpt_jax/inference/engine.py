@@ -35,6 +35,7 @@ class Event:
     Attributes:
       logprobs: in nats, one a token, where they were asked for; alternatives: (id, log-probability) of the likeliest.
       finished: "stop" (the model ended the text; its end is none of `tokens`), "length", or None: it goes on.
+      end: the id that ended the text.
     """
 
     request: int
@@ -42,6 +43,7 @@ class Event:
     logprobs: list[float]
     alternatives: list[list[tuple[int, float]]]
     finished: str | None
+    end: int | None = None
 
 
 class Rows(NamedTuple):
@@ -211,9 +213,10 @@ class Engine:
         ids = drawn.ids_BM[row]
         ids = ids[ids >= 0].tolist()
         request.left -= len(ids)
-        finished = None
+        finished = end = None
         if ids[-1] in self.vocabulary.ends:
-            ids, finished = ids[:-1], "stop"
+            *ids, end = ids
+            finished = "stop"
         elif request.left == 0:
             finished = "length"
         if finished:
@@ -225,7 +228,7 @@ class Engine:
                 places = (row, slice(0, len(ids)), slice(0, wanted))
                 pairs = zip(drawn.alternative_ids_BMA[places], drawn.alternative_logprobs_BMA[places], strict=True)
                 alternatives = [list(zip(i.tolist(), p.tolist(), strict=True)) for i, p in pairs]
-        return Event(request.number, ids, logprobs, alternatives, finished)
+        return Event(request.number, ids, logprobs, alternatives, finished, end)
 
     def _admit(self) -> None:
         """Gives waiting requests the free rows, after making as many and as long ones as are needed."""

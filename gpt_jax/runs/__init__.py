@@ -9,6 +9,8 @@ RUNS = (
     "finetune",
     "gather",
     "generate",
+    "grpo",
+    "ppo",
     "predict",
     "pretrain",
     "reward",

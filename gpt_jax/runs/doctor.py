@@ -162,7 +162,7 @@ def collective(asked: Asked) -> str:
 
 def config(asked: Asked) -> str:
     """The fields resolve: nothing contradicts anything, the weights and the tokenizer that are named are there."""
-    from gpt_jax.runs import RUNS, finetune, pretrain, ranked_training, sft, subjects
+    from gpt_jax.runs import RUNS, finetune, policy_gradient, pretrain, ranked_training, sft, subjects
 
     if asked.config.run not in RUNS:
         raise UserError(f"run={asked.config.run!r}: expected one of {', '.join(RUNS)}.")
@@ -174,8 +174,9 @@ def config(asked: Asked) -> str:
     elif asked.config.run == "finetune":
         asked.config, _, asked.tokenizer = finetune.resolve(asked.config, asked.workdir)
         asked.model = model_config(None, **asked.config.model)
-    elif asked.config.run in ("sft", "reward", "dpo"):
-        resolve = sft.resolve if asked.config.run == "sft" else ranked_training.resolve
+    elif asked.config.run in ("sft", "reward", "dpo", "ppo", "grpo"):
+        room = {"sft": sft, "reward": ranked_training, "dpo": ranked_training}.get(asked.config.run, policy_gradient)
+        asked.config, start = room.resolve(asked.config, asked.workdir)
         asked.config, start = resolve(asked.config, asked.workdir)
         asked.model, asked.tokenizer = model_config(None, **asked.config.model), start.tokenizer
     elif asked.config.run == "evaluate":
@@ -194,6 +195,11 @@ def mesh(asked: Asked) -> str:
         return "none asked for"
     devices = make_mesh(asked.config.mesh)
     shape = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items())
+    if asked.config.run in ("ppo", "grpo"):
+        from gpt_jax.runs import policy_gradient
+
+        policy_gradient.check_batches(asked.config, devices)
+        return f"{shape}; minibatches divide over it"
     if asked.config.run not in ("pretrain", "finetune", "sft", "reward", "dpo"):
         return shape
     train = asked.config.train

@@ -29,7 +29,7 @@ from gpt_jax.weights.tensors import Checkpoint
 # 271, of its 152,064 the last 399.
 SPARE_ROWS = 128
 SPARE_SHARE = 0.005
-BESIDE = ("finetune", "sft", "reward", "dpo")  # runs whose decoder stands beside a head or adapters
+BESIDE = ("finetune", "sft", "reward", "dpo", "ppo", "grpo")  # runs whose decoder stands beside a head, adapters, ...
 CHAT_TEMPLATE = "chat_template.jinja"  # in a workdir, by the name that it has in a Hugging Face folder
 
 
@@ -90,7 +90,7 @@ class Pretrained:
     def parameters_with_head(
         self, mesh: jax.sharding.Mesh, config: ModelConfig | None = None, *, outputs: int | None = None
     ) -> dict:
-        """Reads `model`, the decoder with its adapters merged, and `head`, of weights that are `fine_tuned` (or sft's).
+        """Reads `model`, the decoder with its adapters merged, and `head`, of weights beside others.
 
         Args:
           config: as of `parameters`; outputs: the width of the head, None: it is left out.
@@ -105,9 +105,16 @@ class Pretrained:
             specs["adapters"] = adapter_specs(self.config, adapters["rank"], tuple(adapters["targets"]))
         if outputs is not None:
             specs["head"] = head_specs(self.config, outputs)
-        params = restore_parameters(
-            self.source, abstract_tree(specs, self.config.param_dtype, mesh), step=self.chosen_step
-        )
+        abstract = abstract_tree(specs, self.config.param_dtype, mesh)
+        # A policy whose weights are averaged is their average: of what learns, its adapters or all of it.
+        averaged = {}
+        if self.recorded.get("train", {}).get("average_decay"):
+            name = "adapters" if adapters["rank"] else "model"
+            averaged = {name: abstract.pop(name)}
+            averaged = restore_parameters(self.source, averaged, step=self.chosen_step, place=("aux", "average"))
+        params = averaged
+        if abstract:
+            params = averaged | restore_parameters(self.source, abstract, step=self.chosen_step)
         if adapters["rank"]:
             shardings = jax.tree.map(lambda x: x.sharding, params["model"])
             merge = jax.jit(lambda model, own: merge_adapters(model, own, adapters["alpha"]), out_shardings=shardings)

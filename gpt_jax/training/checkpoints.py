@@ -188,8 +188,13 @@ class Checkpoints:
         raise error
 
 
-def restore_parameters(folder: Path, abstract: dict, *, step: int | None = None) -> dict:
+def restore_parameters(
+    folder: Path, abstract: dict, *, step: int | None = None, place: tuple[str, ...] = ("params",)
+) -> dict:
     """The parameters alone of a checkpoint in `folder` (by default the newest), in the shardings of `abstract`.
+
+    Args:
+      place: where in the state they stand; `("aux", "average")`: the average of the weights.
 
     Raises:
       UserError: when there is none, it is damaged, or its parameters are not those of `abstract`.
@@ -201,7 +206,9 @@ def restore_parameters(folder: Path, abstract: dict, *, step: int | None = None)
     step = max(steps, default=None) if step is None else step
     if step not in steps:
         raise UserError(f"{folder}: no checkpoint{'' if step is None else f' of step {step}'}. Steps: {sorted(steps)}.")
-    item = {"params": abstract}
+    item = abstract
+    for name in reversed(place):
+        item = {name: item}
     arguments = ocp.args.PyTreeRestore(
         item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )  # fmt: skip
@@ -221,13 +228,15 @@ def restore_parameters(folder: Path, abstract: dict, *, step: int | None = None)
         ) from error
     finally:
         manager.close()
-    params, recorded = restored["state"]["params"], restored["digests"]
-    wrong = [name for name, found in digests({"params": params}).items() if found != recorded.get(name)]
+    params, recorded = restored["state"], restored["digests"]
+    wrong = [name for name, found in digests(params).items() if found != recorded.get(name)]
     if wrong:
         raise UserError(
             f"{folder / str(step)} is damaged: the bits of {', '.join(wrong[:3])} are not those saved. Take another "
             f"step: {sorted(steps)}."
         )
+    for name in place:
+        params = params[name]
     return params
 
 

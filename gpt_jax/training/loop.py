@@ -162,6 +162,7 @@ class Loop:
                 {"step": step, "split": "train", "loss": values["loss"], "bits_per_byte": None}
                 | {"tokens": self.tokens(step), "tokens_per_second": round(speed, 1), "mfu": mfu}
                 | {"learning_rate": values["learning_rate"], "gradient_norm": values["gradient_norm"]}
+                | {name: value for name, value in values.items() if name not in _KNOWN}
                 | self.columns(step)
             )
         self.progress.update(step, loss=values["loss"])
@@ -181,6 +182,9 @@ class Loop:
                 self.log.write_sample({"step": step} | row)
                 self.progress.say(f"  {row['prompt']!r} ⟶ {row['continuation']!r}")
         return None if metrics is None else self.objective({"step": step} | metrics)
+
+
+_KNOWN = ("loss", "learning_rate", "gradient_norm")  # what every step tells; a run may tell more
 
 
 def _due(step: int, every: int) -> bool:

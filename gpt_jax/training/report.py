@@ -35,28 +35,35 @@ def write_report(
     lines += [f"| {name} | {value} |" for name, value in summary]
     lines += ["", "![Loss by step](loss.png)", ""]
     if sources:
-        lines += ["## Sources", "", _row(sources[0]), _row("---" for _ in sources[0])]
-        lines += [_row(source.values()) for source in sources] + [""]
+        lines += ["## Sources", "", table_row(sources[0]), table_row("---" for _ in sources[0])]
+        lines += [table_row(source.values()) for source in sources] + [""]
     for title, name in pictures.items():
         lines += [f"## {title}", "", f"![{title}]({name})", ""]
     if valid := [row for row in rows if row["split"] == "valid"]:
         names = [name for name in valid[0] if name not in NO_METRICS and "/" not in name]
         heads = [loss if name == "loss" else name.replace("_", " ") for name in names]
-        lines += ["## Validation", "", _row(["step", *heads]), _row("---" for _ in ("step", *heads))]
-        lines += [_row([str(row["step"]), *(f"{row[name]:.4f}" for name in names)]) for row in valid]
+        lines += ["## Validation", "", table_row(["step", *heads]), table_row("---" for _ in ("step", *heads))]
+        lines += [table_row([str(row["step"]), *(f"{row[name]:.4f}" for name in names)]) for row in valid]
     if samples:
         first, last = samples[0]["step"], samples[-1]["step"]
         lines += ["", f"## Samples after step {last}", ""]
         before = {row["prompt"]: row["continuation"] for row in samples if row["step"] == first == 0 != last}
         for row in (row for row in samples if row["step"] == last):
             if row["prompt"] in before:
-                lines += _quote(f"(before: {_escape(before[row['prompt']])})") + [""]
-            lines += _quote(f"{_escape(row['prompt'])} **⟶** {_escape(row['continuation'])}") + [""]
-    for name, value in (("Config", config), ("Environment", environment)):
-        lines += ["", f"## {name}", "", "```json", json.dumps(value, indent=2), "```"]
+                lines += quote(f"(before: {escape(before[row['prompt']])})") + [""]
+            lines += quote(f"{escape(row['prompt'])} **⟶** {escape(row['continuation'])}") + [""]
+    lines += appendix(config, environment)
     path = workdir / "report.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def appendix(config: dict[str, Any], environment: dict[str, Any]) -> list[str]:
+    """The lines that end every report: what was asked for, and of which machine."""
+    lines = []
+    for name, value in (("Config", config), ("Environment", environment)):
+        lines += ["", f"## {name}", "", "```json", json.dumps(value, indent=2), "```"]
+    return lines
 
 
 def draw_losses(rows: list[dict[str, Any]], path: Path, unit: str = "nats per token") -> None:
@@ -78,14 +85,17 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, unit: str = "nats per to
     figure.savefig(path, dpi=120)
 
 
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell if cell == "---" else _escape(cell) for cell in cells) + " |"
+def table_row(cells: Iterable[str]) -> str:
+    """A line of a table; `---` draws a rule."""
+    return "| " + " | ".join(cell if cell == "---" else escape(cell) for cell in cells) + " |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)
 
 
-def _quote(text: str) -> list[str]:
+def quote(text: str) -> list[str]:
+    """The lines of a quotation, for text that is escaped where it has to be."""
     # two spaces at a line's end keep the line break in Markdown
     return [f"> {line}  " for line in text.split("\n")]

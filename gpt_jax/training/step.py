@@ -15,8 +15,9 @@ from gpt_jax.parallel.rules import constrain
 from gpt_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
-# (params, batch, dropout key) -> (sum of the losses, sum of their weights); the loss of a step is their quotient.
-LossFunction = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+# (params, batch, dropout key) -> (sum of the losses, sum of their weights); the loss of a step is their quotient. Or,
+# in the place of the second, {"weight": that sum, NAME: another sum}; its quotient is the metric NAME.
+LossFunction = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array | dict[str, jax.Array]]]
 StepFunction = Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, batch[, seed])
 
 
@@ -41,16 +42,16 @@ def train_step(
 
     Returns:
       The next state, and float32 scalars: `loss` (of this batch, before the update), `gradient_norm` (before
-      clipping), `learning_rate`.
+      clipping), `learning_rate`, and the metrics of `loss_fn`.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def loss_and_gradients(part: Batch, part_key: jax.Array):
-        (loss, weight), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part, part_key)
-        return loss, weight, gradients
+        (loss, sums), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part, part_key)
+        return loss, sums if isinstance(sums, dict) else {"weight": sums}, gradients
 
     if accumulation == 1:
-        loss, weight, gradients = loss_and_gradients(batch, key)
+        loss, sums, gradients = loss_and_gradients(batch, key)
     else:
 
         def add_part(totals, part_and_index):
@@ -62,11 +63,15 @@ def train_step(
             inner = ["time"] if x.ndim == 2 else [None] * (x.ndim - 1)  # several sequences an example: none is divided
             return constrain(parts, None, "batch", *inner)
 
-        zeros = jnp.zeros((), jnp.float32)
-        totals = (zeros, zeros, jax.tree.map(jnp.zeros_like, state.params))
-        parts = (jax.tree.map(split, batch), jnp.arange(accumulation))
-        (loss, weight, gradients), _ = jax.lax.scan(add_part, totals, parts)
+        parts = jax.tree.map(split, batch)
+        first = jax.eval_shape(lambda parts: loss_and_gradients(jax.tree.map(lambda x: x[0], parts), key)[:2], parts)
+        zeros = (
+            *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first),
+            jax.tree.map(jnp.zeros_like, state.params),
+        )
+        (loss, sums, gradients), _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(accumulation)))
 
+    weight = sums.pop("weight")
     gradients = jax.tree.map(lambda g: g / weight, gradients)
     if frozen is not None:  # the gradients too, so that clipping does not count what stays
         gradients = jax.tree.map(jnp.multiply, gradients, frozen)
@@ -77,7 +82,7 @@ def train_step(
         "loss": loss / weight,
         "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-    }
+    } | {name: total / weight for name, total in sums.items()}
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

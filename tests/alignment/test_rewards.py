@@ -1,0 +1,67 @@
+"""Rewards: who gives them, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from gpt_jax.alignment.rewards import Episodes, score
+from gpt_jax.errors import UserError
+from gpt_jax.parallel.mesh import single_device_mesh
+from gpt_jax.runs.rewards import open_reward
+
+EPISODES = Episodes(["1+1=", "2+2="], ["2", "5"], {"answer": ["2", "4"], "no name": [0, 0]})
+
+
+@pytest.fixture
+def functions(tmp_path) -> Path:
+    path = tmp_path / "sums.py"
+    path.write_text(
+        "def right(prompts, answers, answer, **columns):\n"
+        "    return [float(said == true) for said, true in zip(answers, answer)]\n"
+        "def short(prompts, answers, **columns):\n    return [1.0]\n"
+        "def nothing(prompts, answers, **columns):\n    return None\n"
+        "def broken(prompts, answers, **columns):\n    return [1.0, float('nan')]\n"
+    )
+    return path
+
+
+def opened(source: str | None, **fields):
+    config = ConfigDict(dict(source=source, label=None, text="answer") | fields)
+    return open_reward(config, single_device_mesh())
+
+
+def test_a_python_function_gives_scores_and_sees_the_columns(functions):
+    reward, facts = opened(f"{functions}:right")
+    scores = score(reward, EPISODES, "right")
+    assert scores.dtype == np.float64 and scores.tolist() == [1, 0]
+    functions.write_text(functions.read_text() + "\n")
+    assert opened(f"{functions}:right")[1] != facts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    {
+        "broken": "gave nan for the prompt '2\\+2=' with the answer '5'; so it is with 1 of 2",
+        "short": r"shape \[1\] for 2 answers",
+        "nothing": r"gave None|shape \[\] for 2 answers",
+    }.items(),
+)
+def test_what_is_no_score_is_refused_with_its_prompt(functions, name, message):
+    reward, _ = opened(f"{functions}:{name}")
+    with pytest.raises(UserError, match=message):
+        score(reward, EPISODES, name)
+
+
+def test_an_address_without_a_reward_is_refused(functions, tmp_path):
+    for source, message in (
+        (None, "reward is missing"),
+        (str(functions), "which function of it"),
+        (f"{functions}:rihgt", "has no function 'rihgt'. Did you mean 'right'"),
+        (f"{tmp_path}/none.py:right", "no such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened(source)
+    with pytest.raises(UserError, match="reward.text='prompt'"):
+        opened(f"{functions}:right", text="prompt")
