@@ -141,6 +141,12 @@ BAD = {
     "no column 'turns'": {"data.columns.messages": "turns", "data.columns.prompt": "question"},
     "the split 'train' to learn from|leaves 80 examples|leaves 0 examples": {"data.validation_fraction": 1.0},
     "report.samples=-1: expected 0 or more": {"report.samples": -1},
+    "schedule.peak=-1.0: expected 0 or more": {"schedule.peak": -1.0},
+    "no row of it is a conversation, and data.skip_bad_rows": {
+        "data.skip_bad_rows": True,
+        "data.columns.messages": "turns",
+        "data.columns.prompt": "question",
+    },
 }
 
 
