@@ -106,7 +106,7 @@ def open_models(config: ConfigDict) -> list[ChatModel]:
     Raises:
       UserError: there are none; they cannot answer; or one would give each prompt a single answer.
     """
-    if config.source is None or config.data.prompts is None:
+    if not config.source or not config.data.prompts:
         raise UserError(
             "model= or prompts= is missing: --config=configs/collect.py:model=PATH,prompts=file:PROMPTS.jsonl. PATH: a "
             "workdir, a Hugging Face folder, a GGUF file; several: PATH+PATH."
