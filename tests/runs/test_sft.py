@@ -1,5 +1,6 @@
 """Supervised fine-tuning, from a file of conversations to a model that answers: what it learns, keeps and refuses."""
 
+import datetime
 import json
 import random
 import runpy
@@ -129,6 +130,17 @@ def test_without_adapters_all_weights_learn_and_the_next_run_begins_with_them(ba
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x != y).any()), before["layers"], after["layers"]))
     _, start = sft.resolve(config_of("sft", f"init_from={tmp_path / 'run'},source=file:x"), tmp_path / "next")
     assert start.template.where == f"the chat template of {tmp_path / 'run'}"
+
+
+def test_a_template_that_writes_the_date_goes_on_with_the_day_of_the_beginning(base, conversations, tmp_path):
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}")
+    config = config_of("sft", f"init_from={base},source=file:x,template={template}")
+    _, start = sft.resolve(config, tmp_path)
+    assert start.template.render([]) == datetime.date.today().strftime("%d.%m.%Y")
+    (tmp_path / "data.json").write_text('{"day": "1999-12-31"}')
+    _, start = sft.resolve(config, tmp_path)
+    assert start.template.render([]) == "31.12.1999" and start.day == datetime.date(1999, 12, 31)
 
 
 BAD = {
