@@ -89,7 +89,10 @@ def read_messages(row: Row, column: str) -> tuple[dict[str, str], ...]:
 
 def _message(value: Any, number: int, row: Row) -> dict[str, str]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        raise UserError(f'{row.place}: message {number} is no object with "role" and "content". {SKIP}')
+        raise UserError(
+            f'{row.place}: message {number} is {str(value)[:80]!r}. Expected an object with "role" and "content". '
+            f"{SKIP}"
+        )
     return {"role": value["role"], "content": text_of(value.get("content"), f"{row.place}: message {number}")}
 
 

@@ -53,14 +53,14 @@ def _matches(pattern: str, example: str) -> list[Path]:
     path = Path(pattern.strip()).expanduser()
     if path.is_dir():
         raise UserError(
-            f"data.source=file:{pattern}: that is a folder. Name its files, for example "
+            f"file:{pattern}: that is a folder. Name its files, for example "
             f"file:{path}/{example} or file:{path}/**/{example}."
         )
     found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
     files = [match for match in found if match.is_file()]
     if not files:
         raise UserError(
-            f"data.source=file:{pattern}: no such file (looked in {Path.cwd()}). Expected a path or a "
+            f"file:{pattern}: no such file (looked in {Path.cwd()}). Expected a path or a "
             f"pattern such as file:texts/{example}, several separated by commas."
         )
     return files

@@ -2,6 +2,7 @@
 
 RUNS = (
     "chat",
+    "collect",
     "convert",
     "curate",
     "dpo",

@@ -116,8 +116,8 @@ class Chat:
         return stream.text, bool(interrupted)
 
 
-def lines() -> Iterator[str]:
-    """What is typed, or comes through a pipe, line by line."""
+def lines(prompt: str = PROMPT, leaving: str = "/quit or Ctrl-D leaves.") -> Iterator[str]:
+    """What is typed behind `prompt`, or comes through a pipe, line by line; `leaving` is said at Ctrl-C."""
     if not sys.stdin.isatty():
         try:
             for line in sys.stdin:
@@ -129,12 +129,12 @@ def lines() -> Iterator[str]:
         import readline  # noqa: F401 - input() then edits lines and remembers them
     while True:
         try:
-            yield input(PROMPT)
+            yield input(prompt)
         except EOFError:
             print()
             return
         except KeyboardInterrupt:
-            print("\n/quit or Ctrl-D leaves.")
+            print(f"\n{leaving}")
         except UnicodeDecodeError as error:
             say(f"not sent: what was typed is not UTF-8 text ({error}).")
 

@@ -1,6 +1,7 @@
 """The model of a conversation: what the runs `chat` and `serve` open before anything is said."""
 
 import dataclasses
+import datetime
 from pathlib import Path
 
 import jax
@@ -72,18 +73,20 @@ def open_chat_model(config: ConfigDict) -> ChatModel:
     return ChatModel(pretrained, model, mesh, tokenizer, template, length)
 
 
-def open_template(path: str | None, tokenizer: Tokenizer, source: str, kept: str | None = None) -> ChatTemplate | None:
+def open_template(
+    path: str | None, tokenizer: Tokenizer, source: str, kept: str | None = None, day: datetime.date | None = None
+) -> ChatTemplate | None:
     """The template in the file `path`, by default the one that the weights keep or that came with the tokenizer.
 
-    None: there is none.
+    None: there is none. `day`: as of `ChatTemplate`.
     """
     if path is not None:
         file = Path(path).expanduser()
         if not file.is_file():
             raise UserError(f"template={path}: no such file. Expected one with a chat template in Jinja's language.")
-        return ChatTemplate(read_text(file), tokenizer, str(file))
+        return ChatTemplate(read_text(file), tokenizer, str(file), day)
     text = kept or tokenizer.chat_template
-    return None if text is None else ChatTemplate(text, tokenizer, f"the chat template of {source}")
+    return None if text is None else ChatTemplate(text, tokenizer, f"the chat template of {source}", day)
 
 
 def missing_template(source: str) -> UserError:

@@ -45,6 +45,11 @@ def open_demonstrations(config: ConfigDict, tokenizer: Tokenizer, template: Chat
         table = open_table(address, encoding=data.encoding, skip_bad_rows=data.skip_bad_rows)
         rows = list(read_conversations(table, data.columns, skip_bad_rows=data.skip_bad_rows, left=left))
         left.broken += table.skipped
+        if not rows:
+            raise UserError(
+                f"{address}: no row of it is a conversation, and data.skip_bad_rows left them all out. Set it back to "
+                "be told what is wrong with the first."
+            )
         return rows
 
     if data.validation_address:

@@ -62,6 +62,9 @@ COUNTS = (
     "report.samples",
     "report.sample_tokens",
     "report.temperature",
+    "schedule.peak",
+    "optimizer.clip_norm",
+    "optimizer.weight_decay",
 )
 
 
@@ -171,8 +174,8 @@ def train(
             tokens=lambda step: step * batch * length,
             flops_per_token=training_flops_per_token(model, length),
             peak_flops=peak_flops(),
-            evaluate=make_evaluate(config, model, mesh, start.tokenizer, data.valid),
-            sample=make_sample(config, model, mesh, start, data.questions),
+            evaluate=startup.aside("evaluation", make_evaluate(config, model, mesh, start.tokenizer, data.valid)),
+            sample=startup.aside("samples", make_sample(config, model, mesh, start, data.questions)),
             describe_batch=lambda step: data.train.describe(batch_indices(order, sizes, step)),
             checkpoints=checkpoints,
             log=log,

@@ -1,6 +1,8 @@
 """What SFT, reward models and DPO begin with: weights, their tokenizer and a chat template; and the record of it."""
 
 import dataclasses
+import datetime
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,13 @@ class Start:
 
     Attributes:
       template: None: there are no conversations but texts.
+      day: on which the run began; a template that writes the date takes it for today.
     """
 
     pretrained: Pretrained
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    day: datetime.date
 
     @property
     def end_ids(self) -> list[int]:
@@ -70,9 +74,9 @@ def resolve_start(config: ConfigDict, workdir: Path, *, texts: bool = False) -> 
     begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
     pretrained = open_pretrained(workdir if begun else config.init_from)
     tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
-    template = None
+    template, day = None, first_day(workdir)
     if not texts or config.template != NO_TEMPLATE:
-        template = find_template(None if begun else config.template, pretrained, tokenizer, config.init_from)
+        template = find_template(None if begun else config.template, pretrained, tokenizer, config.init_from, day)
     model = adapt(pretrained.config, **config.model)
     for name in config.model:
         config.model[name] = getattr(model, name)
@@ -88,16 +92,30 @@ def resolve_start(config: ConfigDict, workdir: Path, *, texts: bool = False) -> 
         )
     check_adapters(config, model)
     parse_steps(config.report.profile_steps, config.train.steps or None)
-    return config, Start(pretrained, tokenizer, template)
+    return config, Start(pretrained, tokenizer, template, day)
 
 
-def find_template(path: str | None, pretrained: Pretrained, tokenizer: Tokenizer, source: str) -> ChatTemplate:
+def first_day(workdir: Path) -> datetime.date:
+    """The day on which the run in `workdir` began: today, where it has not."""
+    try:
+        return datetime.date.fromisoformat(json.loads((workdir / "data.json").read_text())["day"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return datetime.date.today()
+
+
+def find_template(
+    path: str | None,
+    pretrained: Pretrained,
+    tokenizer: Tokenizer,
+    source: str,
+    day: datetime.date | None = None,
+) -> ChatTemplate:
     """The template in the file `path`, the one that the weights were taught with, or plain words.
 
     Raises:
       UserError: it is none, or could not teach a model to end its answers.
     """
-    template = open_template(path, tokenizer, source, pretrained.chat_template)
+    template = open_template(path, tokenizer, source, pretrained.chat_template, day)
     if template is None:
         announce(f"{source}: has no chat template; plain words (User:, Assistant:) take its place")
         template = ChatTemplate(plain_template(tokenizer), tokenizer, "the plain chat template")
@@ -111,6 +129,7 @@ def find_template(path: str | None, pretrained: Pretrained, tokenizer: Tokenizer
 
 def record(config: ConfigDict, start: Start, facts: dict[str, Any], workdir: Path) -> None:
     """Writes what the run is made of, now that nothing is left to refuse; UserError where its data are others."""
+    facts = facts | {"day": start.day.isoformat()}
     configuration.check_same(workdir, "data.json", facts, what="data (they have changed since the run began)")
     start.tokenizer.save(workdir / "tokenizer")
     if start.template is not None:

@@ -5,6 +5,7 @@ people's code, so it runs in Jinja's sandbox, over plain texts alone, with the f
 """
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -37,15 +38,26 @@ class ChatTemplate:
         there too: `<|im_end|>`, say. Empty where the template ends answers otherwise.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, where: str = "the chat template"):
-        """UserError: `source` is no Jinja template; `where` is what messages call it."""
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        where: str = "the chat template",
+        day: datetime.date | None = None,
+    ):
+        """UserError: `source` is no Jinja template.
+
+        Args:
+          where: what messages call it.
+          day: what a template that writes the date takes for today; None: what is.
+        """
         jinja2 = require("jinja2", "serve")
         self._tokenizer = tokenizer
         self.source, self.where = source, where
         # Longest first: one symbol may begin with another.
         self._symbols = re.compile("|".join(map(re.escape, sorted(tokenizer.symbols, key=len, reverse=True))) or "(?!)")
         try:
-            self._template = _environment().from_string(source)
+            self._template = _environment(day).from_string(source)
         except jinja2.TemplateError as error:
             raise UserError(
                 f"{where} is not a Jinja template that can be read ({error}). Name a file with another: "
@@ -174,7 +186,7 @@ def plain_template(tokenizer: Tokenizer) -> str:
     return PLAIN.replace("END", name)
 
 
-def _environment():
+def _environment(day: datetime.date | None):
     """Jinja as the templates of Hugging Face's models expect it."""
     sandbox = require("jinja2.sandbox", "serve")
     extensions = require("jinja2.ext", "serve")
@@ -192,7 +204,7 @@ def _environment():
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, extensions.loopcontrols]
     )
     environment.filters["tojson"] = _to_json  # Jinja's own escapes the signs of HTML
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": functools.partial(_now, day)}
     return environment
 
 
@@ -204,5 +216,6 @@ def _refuse(message: str) -> None:
     raise require("jinja2", "serve").TemplateError(message)
 
 
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
+def _now(day: datetime.date | None, form: str) -> str:
+    now = datetime.datetime.now()
+    return datetime.datetime.combine(day or now.date(), now.time()).strftime(form)

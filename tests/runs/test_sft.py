@@ -1,5 +1,6 @@
 """Supervised fine-tuning, from a file of conversations to a model that answers: what it learns, keeps and refuses."""
 
+import datetime
 import json
 import random
 import runpy
@@ -131,6 +132,17 @@ def test_without_adapters_all_weights_learn_and_the_next_run_begins_with_them(ba
     assert start.template.where == f"the chat template of {tmp_path / 'run'}"
 
 
+def test_a_template_that_writes_the_date_goes_on_with_the_day_of_the_beginning(base, conversations, tmp_path):
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}")
+    config = config_of("sft", f"init_from={base},source=file:x,template={template}")
+    _, start = sft.resolve(config, tmp_path)
+    assert start.template.render([]) == datetime.date.today().strftime("%d.%m.%Y")
+    (tmp_path / "data.json").write_text('{"day": "1999-12-31"}')
+    _, start = sft.resolve(config, tmp_path)
+    assert start.template.render([]) == "31.12.1999" and start.day == datetime.date(1999, 12, 31)
+
+
 BAD = {
     "init_from or source is missing": dict(init_from=None),
     "sequence_length=97: expected 1 to": {"data.sequence_length": 97},
@@ -141,6 +153,12 @@ BAD = {
     "no column 'turns'": {"data.columns.messages": "turns", "data.columns.prompt": "question"},
     "the split 'train' to learn from|leaves 80 examples|leaves 0 examples": {"data.validation_fraction": 1.0},
     "report.samples=-1: expected 0 or more": {"report.samples": -1},
+    "schedule.peak=-1.0: expected 0 or more": {"schedule.peak": -1.0},
+    "no row of it is a conversation, and data.skip_bad_rows": {
+        "data.skip_bad_rows": True,
+        "data.columns.messages": "turns",
+        "data.columns.prompt": "question",
+    },
 }
 
 

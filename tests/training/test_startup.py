@@ -44,6 +44,16 @@ def test_the_first_step_is_told_once_and_its_parts_add_up(monkeypatch):
     assert abs(sum(map(float, rest.groups())) - 100) < 0.2
 
 
+def test_what_is_done_beside_the_start_is_no_other_parts_time(monkeypatch):
+    seconds = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(startup, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    stopwatch, said = Startup(), []
+    evaluate = stopwatch.aside("evaluation", lambda state: state + 1)
+    assert (evaluate(1), evaluate(2)) == (2, 3)
+    stopwatch.watch(lambda state, batch: (state, {}), said.append)(0, 0)
+    assert "evaluation 200.0 s, first batch 300.0 s" in said[0]  # of its five looks at the clock two are evaluations'
+
+
 def test_a_second_run_of_the_process_begins_with_itself(monkeypatch):
     startup.begin(0.0)
     Startup()

@@ -1,0 +1,107 @@
+"""Ranked answers on the disk: what was answered, how it was ranked, and what of that teaches something."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.alignment.questions import Question
+from gpt_jax.alignment.rankings import is_comparison, ranks_of_scores
+from gpt_jax.alignment.rewards import Episodes, Reward, score
+from gpt_jax.disk import write_atomically
+from gpt_jax.training.metrics_log import read_rows
+
+Row = dict[str, Any]
+TOGETHER = 64  # prompts whose answers are scored at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The answers to one prompt, no two of the same text, and of each who gave it (a name for each time).
+
+    `texts`: the prompt as the first who gave an answer read it; `reference`: the number of the demonstration.
+    """
+
+    question: Question
+    answers: list[str]
+    models: list[list[str]]
+    texts: list[str]
+    reference: int | None
+
+
+class Rankings:
+    """rankings.jsonl, a line for each prompt that was ranked or skipped; comparisons.jsonl, those that teach something.
+
+    Both are whole on the disk when `add` returns.
+    """
+
+    def __init__(self, workdir: Path, candidates: Sequence[Candidates]):
+        """Goes on with what an earlier start left."""
+        self._workdir, self._candidates = workdir, candidates
+        self.rows: list[Row] = read_rows(workdir / "rankings.jsonl")
+        self._write()
+
+    @property
+    def prompts(self) -> int:
+        """How many there are, ranked or not."""
+        return len(self._candidates)
+
+    @property
+    def waiting(self) -> list[int]:
+        """The prompts with several answers that are neither ranked nor skipped."""
+        done = {row["index"] for row in self.rows}
+        return [place for place, one in enumerate(self._candidates) if len(one.answers) > 1 and place not in done]
+
+    @property
+    def comparisons(self) -> list[Row]:
+        """The rows that prefer one answer to another."""
+        return [row for row in self.rows if is_comparison(row["ranks"])]
+
+    def add(self, found: dict[int, Row]) -> None:
+        """What was found out about some prompts: `ranks` of their answers (None: skipped), `ranked_by` and more."""
+        for number, told in found.items():
+            one = self._candidates[number]
+            reference = {} if one.reference is None else {"reference": one.reference}
+            self.rows.append(
+                {"index": number, "prompt": one.question.prompt, "answers": one.answers, "models": one.models}
+                | reference
+                | told
+            )
+        self._write()
+
+    def undo(self) -> int | None:
+        """Takes back the last row; returns its prompt's number, None: there was none."""
+        if not self.rows:
+            return None
+        number = self.rows.pop()["index"]
+        self._write()
+        return number
+
+    def _write(self) -> None:
+        for name, rows in (("rankings", self.rows), ("comparisons", self.comparisons)):
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(self._workdir / f"{name}.jsonl", lines.encode())
+
+
+def rank_by_reward(source: str, reward: Reward, candidates: Sequence[Candidates], rankings: Rankings) -> None:
+    """Ranks the answers that wait for it by their scores. UserError: a score is none."""
+    waiting = rankings.waiting
+    for start in range(0, len(waiting), TOGETHER):
+        numbers = waiting[start : start + TOGETHER]
+        scores = iter(score(reward, episodes_of([candidates[number] for number in numbers]), source).tolist())
+        found = {}
+        for number in numbers:
+            own = [next(scores) for _ in candidates[number].answers]
+            found[number] = {"ranks": ranks_of_scores(own), "scores": own, "ranked_by": source}
+        rankings.add(found)
+
+
+def episodes_of(candidates: Sequence[Candidates]) -> Episodes:
+    """All answers of some prompts, for a reward."""
+    rows = [one for one in candidates for _ in one.answers]
+    names = {name for one in candidates for name in one.question.columns} - {"prompts", "answers"}
+    columns = {name: [one.question.columns.get(name) for one in rows] for name in sorted(names)}
+    columns["messages"] = [None if isinstance(one.question.prompt, str) else list(one.question.prompt) for one in rows]
+    prompts = [text for one in candidates for text in one.texts]
+    return Episodes(prompts, [answer for one in candidates for answer in one.answers], columns)
