@@ -177,7 +177,6 @@ def config(asked: Asked) -> str:
     elif asked.config.run in ("sft", "reward", "dpo", "ppo", "grpo"):
         room = {"sft": sft, "reward": ranked_training, "dpo": ranked_training}.get(asked.config.run, policy_gradient)
         asked.config, start = room.resolve(asked.config, asked.workdir)
-        asked.config, start = resolve(asked.config, asked.workdir)
         asked.model, asked.tokenizer = model_config(None, **asked.config.model), start.tokenizer
     elif asked.config.run == "evaluate":
         subject, *_ = subjects.open_subjects(asked.config)
