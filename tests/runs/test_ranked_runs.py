@@ -157,6 +157,24 @@ def test_a_table_of_answers_is_scored(rewarded, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
+def test_without_a_template_answers_go_on_from_texts(base, tmp_path):
+    rows = [
+        {"prompt": f"{number} is ", "chosen": "a number", "rejected": "n" * (number % 7 + 1)} for number in range(64)
+    ]
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = FIELDS | {"train.steps": 2, "data.validation_fraction": 0.3, "template": "none"}
+    for run, module in (("reward", reward), ("dpo", dpo)):
+        fields |= {"report.sample_tokens": 4} if run == "dpo" else {}
+        module.run(config_of(run, f"init_from={base},source=file:{table}", **fields), tmp_path / run)
+        assert not (tmp_path / run / "chat_template.jinja").exists()
+    samples = [json.loads(line) for line in (tmp_path / "dpo" / "samples.jsonl").read_text().splitlines()]
+    assert all(row["prompt"].endswith(" is ") for row in samples)
+    model = open_reward_model(tmp_path / "reward")
+    assert model.as_text and np.isfinite(model.score(["7 is "], ["odd"])).all()
+
+
 def test_a_value_function_needs_the_policys_tokenizer_and_its_context(rewarded):
     source, other = open_pretrained(rewarded), byte_tokenizer()
     check_value_function(source, source.tokenizer(), 64)
