@@ -1,7 +1,8 @@
-"""Prediction: what a fine-tuned model says of a table's rows.
+"""Prediction: what a fine-tuned model says of a table's rows, or a reward model of answers.
 
     python -m gpt_jax.main --config=configs/predict.py:FORMAT,model=WORKDIR,table=ADDRESS[,batch=INT] --workdir=DIR
     python -m gpt_jax.main --config=configs/predict.py:glue,model=WORKDIR,folder=PATH --workdir=DIR
+    python -m gpt_jax.main --config=configs/predict.py:answers,model=WORKDIR,table=ADDRESS --workdir=DIR
 
 WORKDIR is that of a fine-tuning run (of one seed), or one of its checkpoints/STEP; by default the epoch with the best
 validation score speaks. ADDRESS is a table as fine-tuning takes them: file:PATH (csv, tsv, jsonl, json), tfds:...; its
@@ -15,6 +16,9 @@ FORMAT `jsonl` (default) writes predictions.jsonl into DIR, a line for each row,
 The id is the row's own, or its number from 0. `glue` writes that and the files that gluebenchmark.com takes; `folder`
 is the official release's, of which it takes every test split (MNLI has two).
 
+`answers` takes the workdir of a reward model (configs/reward.py) and rows with a prompt, text or messages, and an
+answer or a list of answers; it writes {"id": "17", "rewards": [0.61, -1.3]}.
+
 Measured: the 1,821 sentences of the SST-2 test set by a model of 1.3 million parameters take 14 s on two CPU cores that
 had other work too, 7 s of CPU time (2026-11-22).
 """
@@ -26,7 +30,7 @@ from gpt_jax.tasks.task import TEXT_ROLES
 
 placeholder = config_dict.placeholder
 
-FORMATS = ("jsonl", "glue")
+FORMATS = ("jsonl", "glue", "answers")
 FIELDS = {"model": str, "table": str, "folder": str, "batch": int}
 ROLES = sorted({role for roles in TEXT_ROLES.values() for role in roles} | {"id"})
 

@@ -102,7 +102,7 @@ def _ranked(row: Row, columns: Mapping[str, str], as_text: bool) -> RankedAnswer
     prompt, answers, chosen, rejected = (columns[name] for name in ("prompt", "answers", "chosen", "rejected"))
     reference = None
     if answers in row.fields and prompt in row.fields:
-        asked, said = _prompt(row, prompt, as_text), _answers(row, answers)
+        asked, said = read_prompt(row, prompt, as_text), read_answers(row, answers)
         ranks, reference = _ranks(row, columns["ranks"], len(said)), _reference(row, columns["reference"], len(said))
     elif chosen in row.fields and rejected in row.fields:
         (asked, *said), ranks = _pair(row, prompt, chosen, rejected, as_text), (0, 1)
@@ -115,7 +115,8 @@ def _ranked(row: Row, columns: Mapping[str, str], as_text: bool) -> RankedAnswer
     return RankedAnswers(asked, tuple(said), tuple(ranks), reference, row.place)
 
 
-def _prompt(row: Row, column: str, as_text: bool) -> Prompt:
+def read_prompt(row: Row, column: str, as_text: bool) -> Prompt:
+    """The prompt in a column of a row; UserError: it is none, or messages although prompts are to be texts."""
     value = row.fields[column]
     if isinstance(value, list):
         _check_not_text(row, as_text)
@@ -132,7 +133,8 @@ def _check_not_text(row: Row, as_text: bool) -> None:
         )
 
 
-def _answers(row: Row, column: str) -> list[str]:
+def read_answers(row: Row, column: str) -> list[str]:
+    """The texts in a column of a row; UserError: it is no list of texts."""
     value = row.fields[column]
     if not isinstance(value, list):
         raise UserError(f"{row.place}: {column} is {str(value)[:80]!r}. Expected a list of texts. {SKIP}")
@@ -171,7 +173,7 @@ def _pair(row: Row, prompt: str, chosen: str, rejected: str, as_text: bool) -> t
     sides = row.fields[chosen], row.fields[rejected]
     if all(isinstance(side, list) for side in sides):
         _check_not_text(row, as_text)
-        before = _prompt(row, prompt, as_text) if prompt in row.fields else ()
+        before = read_prompt(row, prompt, as_text) if prompt in row.fields else ()
         (*asked, one), (*also, other) = read_messages(row, chosen), read_messages(row, rejected)
         if asked != also or not (before or asked) or {one["role"], other["role"]} != {"assistant"}:
             raise UserError(
@@ -183,7 +185,7 @@ def _pair(row: Row, prompt: str, chosen: str, rejected: str, as_text: bool) -> t
         return (*before, *asked), one["content"], other["content"]
     texts = tuple(text_of(side, f"{row.place}: {name}") for side, name in zip(sides, (chosen, rejected), strict=True))
     if prompt in row.fields:
-        return _prompt(row, prompt, as_text), *texts
+        return read_prompt(row, prompt, as_text), *texts
     (asked, one), (also, other) = (_taken_apart(text, row, as_text) for text in texts)
     if asked != also:
         raise UserError(f"{row.place}: {chosen} and {rejected} are transcripts that differ before the answer. {SKIP}")

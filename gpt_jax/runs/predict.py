@@ -19,6 +19,7 @@ from gpt_jax.models.presets import adapt
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import batch_progress
+from gpt_jax.runs import scored_answers
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
 from gpt_jax.runs.problem import Problem, Split, answer_of, encoded_split, make_predict, named_columns, task_of
 from gpt_jax.runs.recipe import check_batch, check_config
@@ -30,7 +31,7 @@ from gpt_jax.tasks.task import Task
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.weights.tensors import Checkpoint
 
-FORMATS = ("jsonl", "glue")
+FORMATS = ("jsonl", "glue", "answers")
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, Any]]:
@@ -42,6 +43,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: for everything that the caller can mend; nothing is written then.
     """
+    if config.format == "answers":
+        return scored_answers.run(config, workdir)
     check(config)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh, field="batch_size")

@@ -61,6 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
         startup.end("start")
         data = open_comparisons(config, start)
         steps = number_of_steps(config, data.train.encoded)
+        schedule_and_optimizer(config, steps)  # again, now that the epochs are steps
         parse_steps(config.report.profile_steps, steps)
         do_on_main_process(lambda: record(config, start, data.facts, workdir))
         startup.end("data")

@@ -46,10 +46,15 @@ class RewardModel:
         batch = -(-BATCH // mesh.size) * mesh.size
         self._rewards = make_rewards(source.config, mesh, self.tokenizer.specials.pad, batch, self._length)
 
+    @property
+    def as_text(self) -> bool:
+        """Whether it was taught prompts that are texts, which answers go on from, and no conversations."""
+        return self._encode.as_text
+
     def __call__(self, episodes) -> np.ndarray:
         """The reward of each answer, float64 [N]; a conversation is taken from the column `messages`."""
         prompts = episodes.prompts
-        if not self._encode.as_text:
+        if not self.as_text:
             said = episodes.columns.get("messages", [None] * len(prompts))
             prompts = [
                 tuple(messages) if messages else ({"role": "user", "content": prompt},)

@@ -15,7 +15,7 @@ from small_models import byte_tokenizer, write_model
 from gpt_jax.alignment.ranked_answers import RankedAnswers
 from gpt_jax.data.ranked_batches import RankedSet
 from gpt_jax.errors import UserError
-from gpt_jax.runs import dpo, reward
+from gpt_jax.runs import dpo, predict, reward
 from gpt_jax.runs.chat_model import open_chat_model
 from gpt_jax.runs.comparisons import Split
 from gpt_jax.runs.pretrained import open_pretrained
@@ -138,6 +138,41 @@ def test_a_reward_model_scores_episodes_whoever_wrote_them(rewarded):
     assert by_message[0] > by_message[1]
     long = model(Episodes(prompts=["1+12?"], answers=["z" * 500], columns={}))  # its end is read
     assert np.isfinite(long).all()
+
+
+def test_a_table_of_answers_is_scored(rewarded, tmp_path):
+    table = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "1+12?", "answers": ["13", "zzzz"], "id": "x"}, {"prompt": "2+2?", "answer": "4"}]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"mesh.data": 8}
+    predict.run(config_of("predict", f"answers,model={rewarded},table=file:{table}", **fields), tmp_path / "out")
+    first, second = (json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
+    prompt = ({"role": "user", "content": "1+12?"},)
+    expected = open_reward_model(rewarded).score([prompt] * 2, ["13", "zzzz"])
+    np.testing.assert_allclose(first["rewards"], expected, atol=1e-5)
+    assert (first["id"], second["id"], len(second["rewards"])) == ("x", "1", 1)
+    table.write_text(json.dumps({"prompt": "1+12?"}) + "\n")
+    with pytest.raises(UserError, match="rows.jsonl, line 1: expected a prompt .* with an answer"):
+        predict.run(config_of("predict", f"answers,model={rewarded},table=file:{table}"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_without_a_template_answers_go_on_from_texts(base, tmp_path):
+    rows = [
+        {"prompt": f"{number} is ", "chosen": "a number", "rejected": "n" * (number % 7 + 1)} for number in range(64)
+    ]
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = FIELDS | {"train.steps": 2, "data.validation_fraction": 0.3, "template": "none"}
+    for run, module in (("reward", reward), ("dpo", dpo)):
+        fields |= {"report.sample_tokens": 4} if run == "dpo" else {}
+        module.run(config_of(run, f"init_from={base},source=file:{table}", **fields), tmp_path / run)
+        assert not (tmp_path / run / "chat_template.jinja").exists()
+    samples = [json.loads(line) for line in (tmp_path / "dpo" / "samples.jsonl").read_text().splitlines()]
+    assert all(row["prompt"].endswith(" is ") for row in samples)
+    model = open_reward_model(tmp_path / "reward")
+    assert model.as_text and np.isfinite(model.score(["7 is "], ["odd"])).all()
 
 
 def test_a_value_function_needs_the_policys_tokenizer_and_its_context(rewarded):
