@@ -35,7 +35,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = defaults()
     if preset == "adapters":
         config.transfer.adapters.rank = 16
-        config.schedule.peak = 1e-3
+        config.schedule.peak = 2e-4
     config.init_from, config.template = values.get("init_from"), values.get("template")
     config.reward.source, config.reward.label = values.get("reward"), values.get("label")
     config.data.source = values.get("source", config.data.source)

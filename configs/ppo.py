@@ -154,9 +154,9 @@ def defaults() -> ConfigDict:
 
 
 def adapters(config: ConfigDict) -> None:
-    """Adapters of rank 16 on every kernel, at ten times the rate."""
+    """Adapters of rank 16 on every kernel, at twice the rate."""
     config.transfer.adapters.rank = 16
-    config.schedule.peak = 1e-3
+    config.schedule.peak = 2e-4
 
 
 def instructgpt(config: ConfigDict) -> None:

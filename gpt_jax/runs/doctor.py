@@ -162,7 +162,7 @@ def collective(asked: Asked) -> str:
 
 def config(asked: Asked) -> str:
     """The fields resolve: nothing contradicts anything, the weights and the tokenizer that are named are there."""
-    from gpt_jax.runs import RUNS, finetune, policy_gradient, pretrain, ranked_training, sft, subjects
+    from gpt_jax.runs import RUNS, finetune, policy_start, pretrain, ranked_training, sft, subjects
 
     if asked.config.run not in RUNS:
         raise UserError(f"run={asked.config.run!r}: expected one of {', '.join(RUNS)}.")
@@ -175,7 +175,7 @@ def config(asked: Asked) -> str:
         asked.config, _, asked.tokenizer = finetune.resolve(asked.config, asked.workdir)
         asked.model = model_config(None, **asked.config.model)
     elif asked.config.run in ("sft", "reward", "dpo", "ppo", "grpo"):
-        room = {"sft": sft, "reward": ranked_training, "dpo": ranked_training}.get(asked.config.run, policy_gradient)
+        room = {"sft": sft, "reward": ranked_training, "dpo": ranked_training}.get(asked.config.run, policy_start)
         asked.config, start = room.resolve(asked.config, asked.workdir)
         asked.model, asked.tokenizer = model_config(None, **asked.config.model), start.tokenizer
     elif asked.config.run == "evaluate":
@@ -195,9 +195,9 @@ def mesh(asked: Asked) -> str:
     devices = make_mesh(asked.config.mesh)
     shape = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items())
     if asked.config.run in ("ppo", "grpo"):
-        from gpt_jax.runs import policy_gradient
+        from gpt_jax.runs import policy_start
 
-        policy_gradient.check_batches(asked.config, devices)
+        policy_start.check_batches(asked.config, devices)
         return f"{shape}; minibatches divide over it"
     if asked.config.run not in ("pretrain", "finetune", "sft", "reward", "dpo"):
         return shape
@@ -217,7 +217,7 @@ def tokenizer(asked: Asked) -> str:
     if asked.tokenizer is None:
         return "is trained on the text when the run starts, or found in the cache"
     ids = asked.tokenizer.encode("One two.")
-    if not ids or asked.tokenizer.vocab_size > asked.model.vocab_size or max(ids) >= asked.model.vocab_size:
+    if not len(ids) or asked.tokenizer.vocab_size > asked.model.vocab_size or max(ids) >= asked.model.vocab_size:
         raise UserError(
             f"the tokenizer has {asked.tokenizer.vocab_size} pieces, the model {asked.model.vocab_size} rows for them. "
             "Repair: the tokenizer that belongs to the weights (tokenizer.path)."

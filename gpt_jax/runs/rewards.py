@@ -48,7 +48,7 @@ def open_reward(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Reward, di
     if opened.recorded.get("run") == "reward":
         from gpt_jax.runs.reward_model import open_reward_model
 
-        return open_reward_model(Path(config.source)), {"reward_model": str(config.source)}
+        return open_reward_model(Path(config.source), mesh), {"reward_model": str(config.source)}
     if not opened.fine_tuned:
         what = f"the workdir of a {opened.recorded['run']} run" if opened.recorded else "other people's weights"
         raise UserError(f"reward.source={config.source}: {what}, which gives no scores. Expected {ADDRESSES}.")

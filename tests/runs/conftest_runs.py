@@ -102,7 +102,7 @@ def read_metrics(workdir: Path) -> dict[tuple[int, str], dict]:
 
 def hex_numbers(workdir: Path) -> dict:
     """Every number of metrics.jsonl that is not a timing, as hex floats; and the samples."""
-    timings = {"tokens_per_second", "mfu"}
+    timings = {"tokens_per_second", "mfu", "seconds_rollout", "seconds_scoring", "seconds_learning"}
     numbers = {
         key: {name: float(x).hex() for name, x in row.items() if name not in timings | {"split"} and x is not None}
         for key, row in read_metrics(workdir).items()
