@@ -159,8 +159,8 @@ def open_questions(config: ConfigDict, models: Sequence[ChatModel]) -> tuple[lis
 
 
 def fits(config: ConfigDict, model: ChatModel, question: Question) -> bool:
-    """Whether the context has room for the prompt and an answer."""
-    return len(ids_of(config, model, question)) + config.max_new_tokens <= model.length
+    """Whether the context has room for the prompt and an answer with its end, which those who learn from it write."""
+    return len(ids_of(config, model, question)) + config.max_new_tokens < model.length
 
 
 def conversation_of(config: ConfigDict, model: ChatModel, question: Question) -> list[dict[str, str]] | None:
