@@ -60,7 +60,7 @@ def defaults() -> ConfigDict:
                 source="books",
                 prompt_tokens=16,
                 max_prompt_tokens=placeholder(int),
-                columns=dict(messages="messages", prompt="prompt"),
+                columns=dict(messages="messages", prompt="prompt", response="response"),
                 validation_address=placeholder(str),
                 validation_fraction=0.05,
                 text_field="text",

@@ -62,7 +62,7 @@ def defaults() -> ConfigDict:
                 source="books",
                 prompt_tokens=16,  # of a text, the tokens of each passage that are given
                 max_prompt_tokens=placeholder(int),  # of rows, longer prompts are dropped, and counted
-                columns=dict(messages="messages", prompt="prompt"),
+                columns=dict(messages="messages", prompt="prompt", response="response"),
                 validation_address=placeholder(str),  # by default a part of source is held out
                 validation_fraction=0.05,
                 text_field="text",

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_jax.alignment.conversations import SKIP
-from gpt_jax.data.rows import Row
+from gpt_jax.alignment.conversations import Left
+from gpt_jax.alignment.questions import Question, read_questions
 from gpt_jax.data.tables import Table
 from gpt_jax.data.token_store import TokenStore
 from gpt_jax.errors import UserError
@@ -61,61 +61,42 @@ def read_prompts(
     else a text to go on from.
 
     Args:
-      columns: what the table calls `messages` and `prompt`.
+      columns: as of `read_questions`.
       template: of a model that chats; None: it does not.
 
     Raises:
-      UserError: a row that is no prompt, with its place, unless `skip_bad_rows`.
+      UserError: a row that is no prompt, with its place, unless `skip_bad_rows`; messages, and there is no template.
     """
-    prompts, bad = [], 0
-    for row in table:
+    left, prompts = Left(), []
+    for question in read_questions(table, columns, skip_bad_rows=skip_bad_rows, left=left):
+        if not isinstance(question.prompt, str) and template is None:
+            raise UserError(
+                f"{question.place}: messages, and the model has no chat template. Name one, --config.template=FILE, or "
+                "begin with a model that chats (configs/sft.py makes one)."
+            )
         try:
-            prompts.append(_prompt(row, columns, tokenizer, template))
-        except UserError:
+            prompts.append(encoded(question, tokenizer, template))
+        except UserError as error:
             if not skip_bad_rows:
-                raise
-            bad += 1
-    return prompts, bad + table.skipped
+                raise UserError(f"{question.place}: {error}") from None
+            left.broken += 1
+    return prompts, left.broken + table.skipped
 
 
-def _prompt(row: Row, columns: Mapping[str, str], tokenizer: Tokenizer, template: ChatTemplate | None) -> Prompt:
-    messages, prompt = (row.fields.get(columns[role]) for role in ("messages", "prompt"))
-    if isinstance(prompt, str) and prompt and messages is None:
-        if template is None:
-            beginning = tokenizer.specials.beginning_of_text
-            ids = tokenizer.encode(prompt).tolist()
-            return Prompt(ids if beginning is None else [beginning, *ids], prompt, row.fields)
-        messages = [{"role": "user", "content": prompt}]
-    if not _is_conversation(messages):
-        raise UserError(
-            f"{row.place}: expected a column {columns['messages']!r}, a list of messages "
-            f'{{"role": ..., "content": text}}, or {columns["prompt"]!r}, a text that is not empty. There are: '
-            f"{', '.join(row.fields)}. Say what yours are called: data.columns.messages, data.columns.prompt. {SKIP}"
-        )
+def encoded(question: Question, tokenizer: Tokenizer, template: ChatTemplate | None) -> Prompt:
+    """A question as a policy reads it; UserError: the template does not take it."""
     if template is None:
-        raise UserError(
-            f"{row.place}: messages, and the model has no chat template. Name one, --config.template=FILE, or begin "
-            "with a model that chats (configs/sft.py makes one)."
-        )
-    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    if not asked:
-        raise UserError(f"{row.place}: a conversation of nothing but an answer. {SKIP}")
-    try:
-        ids, text = template.encode(asked).tolist(), template.render(asked)
-    except UserError as error:
-        raise UserError(f"{row.place}: {error}") from None
-    return Prompt(ids, text, {**row.fields, "messages": asked})
+        return Prompt(text_ids(question.prompt, tokenizer), question.prompt, question.columns)
+    user = [{"role": "user", "content": question.prompt}]
+    asked = user if isinstance(question.prompt, str) else list(question.prompt)
+    return Prompt(template.encode(asked).tolist(), template.render(asked), {**question.columns, "messages": asked})
 
 
-def _is_conversation(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(
-            isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
-            for one in messages
-        )
-    )
+def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text that goes on, behind the symbol of a text's beginning where there is one."""
+    beginning = tokenizer.specials.beginning_of_text
+    ids = tokenizer.encode(text).tolist()
+    return ids if beginning is None else [beginning, *ids]
 
 
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:

@@ -174,7 +174,7 @@ BAD = {
     "no token of the vocabulary spells that": {"rollout.truncate_token": "full stop"},
     "kl: coefficient=-1": {"kl.coefficient": -1.0},
     "average_decay=1.0: expected 0": {"train.average_decay": 1.0},
-    "expected a column 'messages', a list of messages": {"data.columns.prompt": "question"},
+    "there is no column 'messages' nor 'question'": {"data.columns.prompt": "question"},
     "every prompt has more than 2 tokens, the shortest 4": {"data.max_prompt_tokens": 2},
     "objective.discount=2.0: expected 0 to 1": {"objective.discount": 2.0},
 }
