@@ -29,6 +29,12 @@ LONGEST_CELL = 2**24  # characters; an opening quote without its closing one end
 T = TypeVar("T")
 
 
+def is_table(address: str) -> bool:
+    """Whether `address` names rows, where a text may be named as well; nothing is read."""
+    scheme, _, names = address.partition(":")
+    return "#" in names if scheme == "tfds" else suffix_of(Path(names.split(",")[0])) in SUFFIXES
+
+
 class Table:
     """The rows behind an address, in order, read anew at every iteration.
 

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from gpt_jax import configuration
 from gpt_jax.alignment.conversations import Left
 from gpt_jax.alignment.questions import Question, chosen_questions, questions_of_text, read_questions
-from gpt_jax.data.files import matching_files, suffix_of
 from gpt_jax.data.sources import open_source
-from gpt_jax.data.tables import SUFFIXES, open_table
+from gpt_jax.data.tables import is_table, open_table
 from gpt_jax.disk import digest
 from gpt_jax.errors import UserError
 from gpt_jax.inference.generation import continue_prompts
@@ -131,9 +130,7 @@ def open_questions(config: ConfigDict, models: Sequence[ChatModel]) -> tuple[lis
       UserError: for what is wrong with them; none is left.
     """
     data, left = config.data, Left()
-    scheme, _, name = data.prompts.partition(":")
-    is_table = scheme == "tfds" or scheme == "file" and suffix_of(matching_files(name, "*.jsonl")[0]) in SUFFIXES
-    if is_table:
+    if is_table(data.prompts):
         table = open_table(data.prompts, encoding=data.encoding, skip_bad_rows=data.skip_bad_rows)
         found = list(read_questions(table, data.columns, skip_bad_rows=data.skip_bad_rows, left=left))
         left.broken += table.skipped

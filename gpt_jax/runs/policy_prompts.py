@@ -10,10 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gpt_jax.alignment.prompts import Prompt, TextPrompts, evenly, read_prompts
-from gpt_jax.data.files import suffix_of
 from gpt_jax.data.loader import window_order
 from gpt_jax.data.sources import open_source
-from gpt_jax.data.tables import SUFFIXES, open_table, split_held_out
+from gpt_jax.data.tables import is_table, open_table, split_held_out
 from gpt_jax.data.token_store import open_or_build
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import announce, is_main_process
@@ -72,12 +71,6 @@ def open_prompts(config: ConfigDict, tokenizer: Tokenizer, template: ChatTemplat
         facts[split] = source.fingerprint(split)
     valid = evenly(splits["valid"], config.train.eval_prompts)
     return Prompts(splits["train"], valid, len(splits["train"][0].ids), facts)
-
-
-def is_table(address: str) -> bool:
-    """Whether prompts stand in rows at `address`; else they are cut out of a text."""
-    scheme, _, names = address.partition(":")
-    return "#" in names if scheme == "tfds" else suffix_of(Path(names.split(",")[0])) in SUFFIXES
 
 
 def _of_table(config: ConfigDict, tokenizer: Tokenizer, template: ChatTemplate | None) -> Prompts:

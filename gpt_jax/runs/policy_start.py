@@ -7,12 +7,12 @@ import jax
 from ml_collections import ConfigDict
 
 from gpt_jax import configuration
+from gpt_jax.data.tables import is_table
 from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.runs.chat_model import open_template
-from gpt_jax.runs.policy_prompts import is_table
 from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained
 from gpt_jax.runs.pretraining_text import windows_an_update
 from gpt_jax.runs.recipe import check_adapters, check_batch, check_counts, has_begun
