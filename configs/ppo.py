@@ -57,7 +57,7 @@ def defaults() -> ConfigDict:
             # Fields of ModelConfig that do not change what the weights mean: context_length, dtypes, ...
             model=optional_fields(ModelConfig),
             tokenizer=dict(path=placeholder(str)),  # by default the one beside the weights
-            template=placeholder(str),  # a file with a chat template in Jinja's language
+            template=placeholder(str),  # a file with a chat template in Jinja's language; none: prompts are texts
             data=dict(
                 source="books",
                 prompt_tokens=16,  # of a text, the tokens of each passage that are given

@@ -26,11 +26,13 @@ from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_proce
 from gpt_jax.progress import StepProgress
 from gpt_jax.runs.policy_prompts import Prompts, open_prompts
 from gpt_jax.runs.policy_report import finish
-from gpt_jax.runs.policy_start import Start, answers_a_prompt, check_batches, record, resolve, value_config
+from gpt_jax.runs.policy_start import PolicyStart, answers_a_prompt, check_batches, resolve, value_config
 from gpt_jax.runs.policy_state import first_state, fresh_parameters, kept_reference, make_policy_optimizer, make_state
 from gpt_jax.runs.pretraining_text import open_pretraining_text
 from gpt_jax.runs.recipe import check_config, check_model_fits, schedule_and_optimizer
+from gpt_jax.runs.reward_model import check_value_function
 from gpt_jax.runs.rewards import open_reward
+from gpt_jax.runs.start import record
 from gpt_jax.runs.workdir import open_workdir
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
@@ -59,6 +61,8 @@ def run(config: ConfigDict, workdir: Path, objective: PPO | GRPO, penalty: Penal
         do_on_main_process(lambda: check_config(config, workdir))
         startup.end("start")
         prompts = open_prompts(config, start.tokenizer, start.template)
+        if start.value not in (None, start.pretrained):
+            check_value_function(start.value, start.tokenizer, prompts.longest + config.rollout.max_new_tokens)
         reward, facts = open_reward(config.reward, mesh)
         judge = Judge(
             reward, config.reward.source, truncation_of(config, start.tokenizer),
@@ -85,7 +89,7 @@ def truncation_of(config: ConfigDict, tokenizer: Tokenizer) -> Truncation:
 def train(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
-    start: Start,
+    start: PolicyStart,
     prompts: Prompts,
     judge: Judge,
     objective: PPO | GRPO,

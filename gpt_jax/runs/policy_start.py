@@ -6,19 +6,17 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from gpt_jax import configuration
 from gpt_jax.data.tables import is_table
-from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.presets import adapt, model_config
 from gpt_jax.runs.chat_model import open_template
-from gpt_jax.runs.pretrained import CHAT_TEMPLATE, Pretrained, open_pretrained
+from gpt_jax.runs.pretrained import Pretrained, open_pretrained
 from gpt_jax.runs.pretraining_text import windows_an_update
 from gpt_jax.runs.recipe import check_adapters, check_batch, check_counts, has_begun
-from gpt_jax.runs.workdir import cache_folder, environment
-from gpt_jax.text.chat_template import ChatTemplate
-from gpt_jax.text.tokenizer import Tokenizer, load_tokenizer
+from gpt_jax.runs.start import NO_TEMPLATE, Start, first_day
+from gpt_jax.runs.workdir import cache_folder
+from gpt_jax.text.tokenizer import load_tokenizer
 from gpt_jax.training.profiling import parse_steps
 
 COUNTS = (
@@ -33,20 +31,17 @@ COUNTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """What the run begins with: weights that are not read yet, their tokenizer, a template where they chat.
+class PolicyStart(Start):
+    """What the run begins with.
 
     Attributes:
-      value: the weights that the value function begins with, where it is a model of its own; resumed ones need none.
+      value: the weights that the value function begins with, where it is a model of its own; a resumed run needs none.
     """
 
-    pretrained: Pretrained
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
     value: Pretrained | None
 
 
-def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
+def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, PolicyStart]:
     """A copy in which nothing is left to a default, and what the run begins with.
 
     Raises:
@@ -61,7 +56,10 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
     begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
     pretrained = open_pretrained(workdir if begun else config.init_from)
     tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
-    template = open_template(None if begun else config.template, tokenizer, config.init_from, pretrained.chat_template)
+    template, day = None, first_day(workdir)
+    if config.template != NO_TEMPLATE:
+        path = None if begun else config.template
+        template = open_template(path, tokenizer, config.init_from, pretrained.chat_template, day)
     model = adapt(pretrained.config, **config.model)
     for name in config.model:
         config.model[name] = getattr(model, name)
@@ -96,29 +94,20 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Start]:
     parse_steps(config.report.profile_steps, config.train.steps)
     rollout.slots = rollout.slots or config.train.batch_size
     data.cache_dir = str(cache_folder(data.cache_dir))
-    return config.lock(), Start(pretrained, tokenizer, template, open_value(config, tokenizer, pretrained, begun))
+    return config.lock(), PolicyStart(pretrained, tokenizer, template, day, open_value(config, pretrained, begun))
 
 
-def open_value(config: ConfigDict, tokenizer: Tokenizer, pretrained: Pretrained, begun: bool) -> Pretrained | None:
+def open_value(config: ConfigDict, pretrained: Pretrained, begun: bool) -> Pretrained | None:
     """The weights of a value function that is a model of its own, whose fields `config.value.model` then has.
 
     A run that has `begun` needs none.
-
-    Raises:
-      UserError: they read other tokens than the policy.
     """
     if "value" not in config or config.value.init_from is None:
         return None
     if begun:
         config.value.model.update(pretrained.recorded["value"]["model"])
         return None
-    address = config.init_from if config.value.init_from == "policy" else config.value.init_from
-    value = open_pretrained(address)
-    if address != config.init_from and value.tokenizer().fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"value.init_from={address}: has another tokenizer than {config.init_from}, so it cannot judge its tokens. "
-            "Take a model with the same one, or leave value.init_from empty: a head on the policy."
-        )
+    value = pretrained if config.value.init_from == "policy" else open_pretrained(config.value.init_from)
     model = adapt(value.config, **config.value.model)
     for name in config.value.model:
         config.value.model[name] = getattr(model, name)
@@ -157,16 +146,3 @@ def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
 def answers_a_prompt(config: ConfigDict) -> int:
     """K of GRPO; PPO's answers each have a prompt of their own."""
     return config.objective.get("answers", 1)
-
-
-def record(config: ConfigDict, start: Start, facts: dict, workdir: Path) -> None:
-    """Writes what the run is made of, now that nothing is left to refuse; UserError where it was another."""
-    configuration.check_same(
-        workdir, "data.json", facts, what="prompts or reward (they have changed since the run began)"
-    )
-    start.tokenizer.save(workdir / "tokenizer")
-    if start.template is not None:
-        write_atomically(workdir / CHAT_TEMPLATE, start.template.source.encode())
-    configuration.write_json(workdir / "data.json", facts)
-    configuration.write_json(workdir / "environment.json", environment())
-    configuration.write_json(workdir / "config.json", configuration.as_json(config))

@@ -11,15 +11,16 @@ from ml_collections import ConfigDict
 
 from gpt_jax.alignment.policy_gradient import Penalty
 from gpt_jax.models import decoder
-from gpt_jax.models.adapters import adapter_specs
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.heads import head_specs
 from gpt_jax.models.parameters import init_parameters
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.runtime import is_main_process
-from gpt_jax.runs.policy_start import Start, value_config
+from gpt_jax.runs import start
+from gpt_jax.runs.policy_start import PolicyStart, value_config
 from gpt_jax.runs.pretrained import Pretrained, abstract_parameters
 from gpt_jax.runs.recipe import schedule_and_optimizer
+from gpt_jax.runs.reward_model import reward_parameters
 from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
 from gpt_jax.training.frozen import without_frozen
 from gpt_jax.training.optimizers import make_optimizer
@@ -35,10 +36,7 @@ def fresh_parameters(config: ConfigDict, head: bool, key: jax.Array) -> dict:
       head: whether the policy bears a value head. It is 0 at first, as in lm-human-preferences.
     """
     model, adapters, value = model_config(None, **config.model), config.transfer.adapters, value_config(config)
-    params = {"model": decoder.init(model, key)}
-    if adapters.rank:
-        specs = adapter_specs(model, adapters.rank, tuple(adapters.targets))
-        params["adapters"] = init_parameters(specs, key, jnp.dtype(model.param_dtype))
+    params = start.fresh_parameters(model, adapters, key)
     if value is not None:
         params["value"] = {"model": decoder.init(value, key), "head": zero_head(value)}
     elif head:
@@ -82,7 +80,7 @@ def make_policy_optimizer(config: ConfigDict, frozen) -> tuple[optax.Schedule, o
 def first_state(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
-    start: Start,
+    begins: PolicyStart,
     abstract: TrainState,
     draw: Callable[[jax.Array], dict],
     make: Callable[[dict], TrainState],
@@ -90,16 +88,16 @@ def first_state(
 ) -> TrainState:
     """The state of step 0; what the KL is measured from is kept, unless it stays in the state beside adapters."""
     model = model_config(None, **config.model)
-    given = {"model": start.pretrained.parameters(mesh, model)}
+    given = {"model": begins.pretrained.parameters(mesh, model)}
     if not config.transfer.adapters.rank:
         if is_main_process():
             shutil.rmtree(workdir / REFERENCE, ignore_errors=True)
         reference = Checkpoints(workdir / REFERENCE, keep=1)
         reference.save(initial_state(given, optax.identity()))
         reference.close()
-    if start.value is not None:
+    if begins.value is not None:
         own = value_config(config)
-        given["value"] = value_parameters(start.value, mesh, own)
+        given["value"] = value_parameters(begins.value, mesh, own)
 
     def begin(given: dict) -> TrainState:
         params = draw(jax.random.key(config.seed))
@@ -112,8 +110,6 @@ def first_state(
 def value_parameters(source: Pretrained, mesh: jax.sharding.Mesh, config: ModelConfig) -> dict:
     """What a value function of its own begins with: a reward model's decoder and head, or any other's decoder."""
     if source.recorded.get("run") == "reward":
-        from gpt_jax.runs.reward_model import reward_parameters
-
         return reward_parameters(source, mesh, config)
     return {"model": source.parameters(mesh, config)}
 

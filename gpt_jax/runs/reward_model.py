@@ -94,19 +94,19 @@ def reward_parameters(source: Pretrained, mesh: jax.sharding.Mesh, config: Model
 
 
 def check_value_function(source: Pretrained, tokenizer: Tokenizer, length: int) -> None:
-    """Raises UserError unless the reward model at `source` can read a policy's tokens as a value function.
+    """Raises UserError unless the weights at `source` can read a policy's tokens as a value function.
 
     Args:
       tokenizer: the policy's; length: the most tokens of a prompt with its answer.
     """
     if source.tokenizer().fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"{source.path}: this reward model has another tokenizer than the policy, whose tokens it is to read as a "
-            "value function. It can still score texts: give the value function the policy's weights, or train a reward "
+            f"value.init_from={source.path}: has another tokenizer than the policy, whose tokens it is to read. A "
+            "reward model can still score texts: begin the value function with the policy's weights, or train a reward "
             "model that begins with them."
         )
     if length > source.config.context_length:
         raise UserError(
-            f"{source.path}: this reward model reads {source.config.context_length:,} tokens at most, and prompts with "
+            f"value.init_from={source.path}: reads {source.config.context_length:,} tokens at most, and prompts with "
             f"their answers have up to {length:,}. Shorten them, or begin the value function with other weights."
         )

@@ -17,6 +17,7 @@ from gpt_jax.models.presets import adapt
 from gpt_jax.runs.predict import fine_tuned_task, open_fine_tuned
 from gpt_jax.runs.pretrained import open_pretrained
 from gpt_jax.runs.problem import answer_of, make_predict
+from gpt_jax.runs.reward_model import REWARD, open_reward_model
 from gpt_jax.tasks.examples import Classification, Example
 from gpt_jax.tasks.transforms import encode
 
@@ -46,9 +47,9 @@ def open_reward(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Reward, di
         raise UserError(f"reward.source={config.source}: which function of it? Say {config.source}:FUNCTION.")
     opened = open_pretrained(config.source)
     if opened.recorded.get("run") == "reward":
-        from gpt_jax.runs.reward_model import open_reward_model
-
-        return open_reward_model(Path(config.source), mesh), {"reward_model": str(config.source)}
+        reward = open_reward_model(config.source, mesh)
+        content = (opened.source.parent / REWARD).read_bytes()
+        return reward, {"reward_model": hashlib.sha256(content).hexdigest()}
     if not opened.fine_tuned:
         what = f"the workdir of a {opened.recorded['run']} run" if opened.recorded else "other people's weights"
         raise UserError(f"reward.source={config.source}: {what}, which gives no scores. Expected {ADDRESSES}.")
