@@ -14,7 +14,7 @@ from gpt_jax.alignment.grpo import GRPO
 from gpt_jax.alignment.policy import Policy
 from gpt_jax.alignment.policy_gradient import Judge, Penalty, PolicyGradient
 from gpt_jax.alignment.ppo import PPO
-from gpt_jax.alignment.rollouts import Truncation, spelled
+from gpt_jax.alignment.rollouts import Answer, Truncation, spelled
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
@@ -68,6 +68,8 @@ def run(config: ConfigDict, workdir: Path, objective: PPO | GRPO, penalty: Penal
             reward, config.reward.source, truncation_of(config, start.tokenizer),
             config.reward.missing_end_score, config.reward.missing_end_penalty,
         )  # fmt: skip
+        tried = prompts.valid[:2]  # what a reward cannot do is known before anything is written
+        judge.scores(tried, [Answer([], True) for _ in tried], start.tokenizer)
         text = open_pretraining_text(config, start.tokenizer) if objective_reads_text(objective) else None
         do_on_main_process(lambda: record(config, start, {"prompts": prompts.facts, "reward": facts}, workdir))
         startup.end("data")

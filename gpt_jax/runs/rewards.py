@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def open_reward(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Reward, di
         return function_reward(Path(function[1]).expanduser(), function[2])
     if config.source.endswith(".py"):
         raise UserError(f"reward.source={config.source}: which function of it? Say {config.source}:FUNCTION.")
+    if not Path(config.source).expanduser().exists():
+        raise UserError(f"reward.source={config.source}: no such file or folder. Expected {ADDRESSES}.")
     opened = open_pretrained(config.source)
     if opened.recorded.get("run") == "reward":
         reward = open_reward_model(config.source, mesh)
@@ -77,6 +80,13 @@ def function_reward(path: Path, name: str) -> tuple[Reward, dict[str, Any]]:
 
     def reward(episodes: Episodes) -> np.ndarray:
         columns = {column: values for column, values in episodes.columns.items() if column.isidentifier()}
+        try:
+            inspect.signature(function).bind(episodes.prompts, episodes.answers, **columns)
+        except TypeError as error:
+            raise UserError(
+                f"reward.source={path}:{name}: {error}. It is called as {name}(prompts, answers, **columns), and the "
+                f"columns are: {', '.join(columns) or 'none'}. One that it does not need goes into its own **columns."
+            ) from None
         return function(episodes.prompts, episodes.answers, **columns)
 
     return reward, {"function": name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -70,13 +70,15 @@ def test_what_the_sampler_drew_from_is_what_the_trainer_says(bandit):
 
 def test_the_temperature_is_the_policys(bandit):
     batch, _ = first_minibatch(bandit)
-    params, cold = bandit.state.params, make_bandit(PPO(), temperature=0.5).iteration.policy
+    cold = dataclasses.replace(bandit.iteration.policy, temperature=0.5)
+
+    def both(params: dict) -> tuple[jax.Array, jax.Array]:
+        hidden = decoder.hidden_states(params["model"], cold.config, batch["tokens"])
+        logits = decoder.unembed(hidden, params["model"]["embedding"]["tokens"])
+        return cold.judged(params, batch)["log_probs"], jax.nn.log_softmax(logits[:, 1:4] / 0.5)
+
     with jax.set_mesh(bandit.iteration.mesh):
-        logits = decoder.unembed(
-            decoder.hidden_states(params["model"], cold.config, batch["tokens"]), params["model"]["embedding"]["tokens"]
-        )
-        found = jax.jit(cold.judged)(params, batch)["log_probs"]
-    expected = jax.nn.log_softmax(logits[:, 1:4] / 0.5)
+        found, expected = jax.jit(both)(bandit.state.params)
     expected = np.take_along_axis(np.asarray(expected), np.asarray(batch["targets"])[..., None], 2)[..., 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -88,16 +90,16 @@ def test_the_ptx_gradient_is_gamma_times_that_of_the_language_model(bandit):
     mask = np.ones((4, 7), np.float32)
     text = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": mask / mask.sum()}
 
-    def gradient(params: dict, coefficient: float):
+    def loss(params: dict, coefficient: float) -> jax.Array:
         objective = PPO(pretraining_coefficient=coefficient)
-        return jax.grad(lambda p: objective.loss(policy, p, batch | {"pretraining": text}, 1.0)[0])(params)
+        return objective.loss(policy, params, batch | {"pretraining": text}, 1.0)[0]
 
     def language_model(params: dict) -> jax.Array:
         hidden = decoder.hidden_states(params["model"], policy.config, text["tokens"])
         return jnp.mean(next_token_nats(params["model"], policy.config, hidden, text["targets"]))
 
     def compared(params: dict):
-        difference = jax.tree.map(jnp.subtract, gradient(params, gamma), gradient(params, 0.0))
+        difference = jax.grad(lambda params: loss(params, gamma) - loss(params, 0.0))(params)
         nats, expected = jax.value_and_grad(language_model)(params)
         return difference, jax.tree.map(lambda x: gamma * x, expected), pretraining_nats(policy, params, text), nats
 
@@ -107,14 +109,7 @@ def test_the_ptx_gradient_is_gamma_times_that_of_the_language_model(bandit):
     np.testing.assert_allclose(nats, true_nats, rtol=1e-5)
 
 
-def test_parts_of_a_minibatch_add_up_to_it(bandit):
-    parts = make_bandit(PPO(), penalty=Penalty(0.5), epochs=1, rate=1e-3, accumulation=4).step()
-    whole = again(bandit).step()
-    for name in set(whole) - {"seconds_rollout", "seconds_scoring", "seconds_learning"}:
-        np.testing.assert_allclose(whole[name], parts[name], rtol=2e-4, atol=2e-5, err_msg=name)
-
-
-MESHES = (dict(data=8), dict(fsdp=2, tensor=2, sequence=2))
+MESHES = (dict(fsdp=2, tensor=2, sequence=2), dict(data=8))
 
 
 def learns_alike(one: Bandit, mesh: dict, **options) -> None:
@@ -123,13 +118,13 @@ def learns_alike(one: Bandit, mesh: dict, **options) -> None:
     many = make_bandit(one.iteration.objective, mesh=make_mesh(sizes), **options)
     for _ in range(2):
         expected, found = one.step(), many.step()
-        for name in ("loss", "policy_loss", "score", "kl", "entropy", "gradient_norm"):
+        for name in ("loss", "policy_loss", "ratio", "score", "kl", "entropy", "gradient_norm"):
             np.testing.assert_allclose(found[name], expected[name], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_eight_devices_learn_as_one_does(bandit, mesh):
-    learns_alike(again(bandit), mesh, penalty=Penalty(0.5), epochs=1, rate=1e-3)
+@pytest.mark.parametrize("mesh", (MESHES[0], pytest.param(MESHES[1], marks=pytest.mark.slow)), ids=str)
+def test_eight_devices_learn_as_one_does_and_parts_of_a_minibatch_as_the_whole(bandit, mesh):
+    learns_alike(again(bandit), mesh, penalty=Penalty(0.5), epochs=1, rate=1e-3, accumulation=2)
 
 
 @pytest.mark.slow
@@ -139,19 +134,23 @@ def test_eight_devices_learn_as_one_does_by_grpo(mesh):
     learns_alike(make_bandit(GRPO(answers=8), **options), mesh, **options)
 
 
-def test_ppo_and_grpo_reach_the_best_reward_that_their_kl_can_buy():
-    """Of all policies with that KL, π_ref exp(r / β) has the highest reward."""
-    for objective, options in (
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    (
         (PPO(), dict(penalty=Penalty(0.7))),
-        (GRPO(answers=16, beta=0.7, scale=False), dict(epochs=1, minibatches=1)),
-    ):
-        bandit = make_bandit(objective, batch=64, rate=5e-3, steps=120, **options)
-        before, _, _ = bandit.exact()
-        for _ in range(120):
-            bandit.step()
-        reward, kl, best = bandit.exact()
-        assert 0.5 < kl < 3 and reward > before + 0.5
-        assert reward >= 0.95 * best, (objective, reward, kl, best)
+        pytest.param(GRPO(answers=16, beta=0.7, scale=False), dict(epochs=1, minibatches=1), marks=pytest.mark.slow),
+    ),
+    ids=("ppo", "grpo"),
+)
+def test_it_reaches_the_best_reward_that_its_kl_can_buy(objective, options):
+    """Of all policies with that KL, π_ref exp(r / β) has the highest reward."""
+    bandit = make_bandit(objective, batch=64, rate=8e-3, steps=60, **options)
+    before, _, _ = bandit.exact()
+    for _ in range(60):
+        bandit.step()
+    reward, kl, best = bandit.exact()
+    assert 0.5 < kl < 3 and reward > before + 0.5
+    assert reward >= 0.95 * best
 
 
 @pytest.mark.slow
@@ -188,21 +187,23 @@ def test_draws_follow_from_the_seed_and_their_number_alone(bandit):
     iteration, model = bandit.iteration, bandit.state.params["model"]
 
     def draw(prompts: list, first: int, slots: int) -> list[Answer]:
-        engine = Engine(model, iteration.policy.config, iteration.mesh, slots=slots, end_ids=(5,))
+        engine = Engine(model, iteration.policy.config, iteration.mesh, slots=slots, end_ids=(0, 5))
         return draw_answers(engine, prompts, Sampling(4, seed=3), first=first)
 
-    all_at_once = draw([[0, 1]] * 8, 10, 8)
-    assert len({tuple(answer.ids) for answer in all_at_once}) > 4
-    assert draw([[0, 1]] * 3, 15, 2) == all_at_once[5:]
+    in_turns = draw([[0, 1]] * 8, 10, 4)
+    assert len({tuple(answer.ids) for answer in in_turns}) > 4
+    assert draw([[0, 1]] * 3, 15, 3) == in_turns[5:]
 
 
 def test_the_end_of_an_answer_is_a_token_that_was_chosen(bandit):
-    engine = Engine(bandit.state.params["model"], bandit.iteration.policy.config, bandit.iteration.mesh, end_ids=(0, 5))
-    answers = draw_answers(engine, [[0, 1]] * 16, Sampling(6, seed=0))
+    engine = Engine(
+        bandit.state.params["model"], bandit.iteration.policy.config, bandit.iteration.mesh, slots=4, end_ids=(0, 5)
+    )
+    answers = draw_answers(engine, [[0, 1]] * 16, Sampling(4, seed=0))
     assert {answer.ended for answer in answers} == {True, False}
     for answer in answers:
         assert answer.ended == (answer.ids[-1] in (0, 5)) and not set(answer.ids[:-1]) & {0, 5}
-        assert answer.ended or len(answer.ids) == 6
+        assert answer.ended or len(answer.ids) == 4
 
 
 def test_a_truncated_answer_ends_with_the_first_full_stop_after_so_many_tokens():
@@ -224,6 +225,12 @@ def test_what_is_scored_is_the_truncated_answer_and_a_missing_end_costs():
     ):
         scores, complete, texts = judge.scores(prompts, answers, Letters())
         assert scores.tolist() == expected and complete.tolist() == [True, False] and texts == ["bc", "bbbb"]
+
+
+def test_grpo_learns_what_is_rewarded():
+    bandit = make_bandit(GRPO(answers=8, beta=0.1), epochs=1, minibatches=1)
+    scores = [bandit.step()["score"] for _ in range(15)]
+    assert scores[-1] > scores[0] + 0.5
 
 
 def test_grpo_credits_answers_against_their_own_prompts():

@@ -54,12 +54,19 @@ def test_what_is_no_score_is_refused_with_its_prompt(functions, name, message):
         score(reward, EPISODES, name)
 
 
+def test_a_function_that_wants_other_columns_is_told_which_there_are(functions):
+    reward, _ = opened(f"{functions}:right")
+    with pytest.raises(UserError, match="missing a required argument: 'answer'.*the columns are: said"):
+        score(reward, EPISODES._replace(columns={"said": ["2", "4"]}), "right")
+
+
 def test_an_address_without_a_reward_is_refused(functions, tmp_path):
     for source, message in (
         (None, "reward is missing"),
         (str(functions), "which function of it"),
         (f"{functions}:rihgt", "has no function 'rihgt'. Did you mean 'right'"),
         (f"{tmp_path}/none.py:right", "no such file"),
+        (f"{tmp_path}/none", "reward.source=.*/none: no such file or folder"),
     ):
         with pytest.raises(UserError, match=message):
             opened(source)

@@ -78,13 +78,20 @@ def fields(rows: Path, cache: Path) -> dict:
 
 
 class PpoRuns(Runs):
+    """Starts PPO, or GRPO through adapters, on the sums."""
+
     def __init__(self, base: Path, rows: Path, cache: Path):
         super().__init__(rows, cache)
         self.base = base
 
-    def arguments(self, workdir: Path, **overrides) -> list[str]:
-        flags = [f"--config.{name}={value}" for name, value in (fields(self.text, self.cache) | overrides).items()]
-        return [f"--config=configs/ppo.py:init_from={self.base}", f"--workdir={workdir}", *flags]
+    def arguments(self, workdir: Path, *, grpo: bool = False, **overrides) -> list[str]:
+        values = fields(self.text, self.cache) | overrides
+        config = f"--config=configs/ppo.py:init_from={self.base}"
+        if grpo:
+            known = ("data", "reward", "rollout", "train", "checkpoint", "report", "schedule")
+            values = {name: value for name, value in values.items() if name.partition(".")[0] in known}
+            config = f"--config=configs/grpo.py:adapters,init_from={self.base},answers=4"
+        return [config, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in values.items())]
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +157,16 @@ def config_of(name: str, argument: str, values: dict):
     return config
 
 
-def test_grpo_through_adapters_learns_beside_the_shared_base(base, rows, cache, tmp_path):
-    values = fields(rows, cache) | {
-        "objective.minibatches": 1, "objective.epochs": 1, "train.steps": 2, "schedule.peak": 1e-2,
-        "schedule.warmup_steps": 0,
+@pytest.mark.slow
+def test_grpo_through_adapters_learns_beside_the_shared_base(ppo_runs, base, tmp_path):
+    fields = {
+        "train.batch_size": 8, "train.steps": 1, "train.eval_every": 0, "train.eval_prompts": 4, "schedule.peak": 1e-2,
+        "report.sample_every": 0, "schedule.warmup_steps": 0,
     }  # fmt: skip
-    config = config_of("grpo", f"adapters,init_from={base},answers=4", values)
-    result = grpo.run(config, tmp_path / "run")
-    assert result["score"] > 0 and not (tmp_path / "run" / "reference").exists()
+    ppo_runs.finish(tmp_path, grpo=True, **fields)
+    assert not (tmp_path / "reference").exists()
     mesh = single_device_mesh()
-    before, after = (open_pretrained(path).parameters(mesh) for path in (base, tmp_path / "run"))
+    before, after = (open_pretrained(path).parameters(mesh) for path in (base, tmp_path))
     np.testing.assert_array_equal(before["embedding"]["tokens"], after["embedding"]["tokens"])
     assert float(np.abs(before["layers"]["mlp"]["up"]["kernel"] - after["layers"]["mlp"]["up"]["kernel"]).max()) > 1e-5
 
