@@ -141,6 +141,8 @@ def test_a_person_ranks_blind_undoes_skips_and_goes_on_later(collect, tmp_path):
     assert shown(told)[0] == pictures[3]
     assert [row["ranks"] for row in later["rankings"]] == [row["ranks"], None, [1, 1, 1]]
     assert later["answers-1"] == first["answers-1"] and later["comparisons"] == [row]
+    drawn = [[answer.strip() for answer in row["answers"]] for row in later["rankings"]]
+    assert [pictures[0], *shown(told)] != drawn  # the order of the files tells nothing of what is shown
 
 
 def test_a_person_ranks_on_a_terminal(collect, tmp_path, models, prompts, folder):
