@@ -33,6 +33,7 @@ from gpt_jax.runs.rankings import Candidates, Rankings, rank_by_reward
 from gpt_jax.runs.recipe import check_config
 from gpt_jax.runs.rewards import open_reward
 from gpt_jax.runs.workdir import cache_folder, open_workdir
+from gpt_jax.text.chat_template import Message
 
 Row = dict[str, Any]
 DEMONSTRATION = "demonstration"  # who gave the answer that stood in the prompt's row
@@ -160,7 +161,7 @@ def fits(config: ConfigDict, model: ChatModel, question: Question) -> bool:
     return len(ids_of(config, model, question)) + config.max_new_tokens < model.length
 
 
-def conversation_of(config: ConfigDict, model: ChatModel, question: Question) -> list[dict[str, str]] | None:
+def conversation_of(config: ConfigDict, model: ChatModel, question: Question) -> list[Message] | None:
     """The prompt as messages to `model`; None: it is a text that goes on.
 
     Raises:
@@ -231,15 +232,18 @@ def candidates_of(
 ) -> Candidates:
     """Merges equal answers, and leaves out empty ones."""
     given: dict[str, list[str]] = {}
-    texts: dict[str, str] = {}
+    read: dict[str, tuple[str, list[Message] | None]] = {}
+
+    def add(answer: str, name: str, model: ChatModel) -> None:
+        if answer.strip():
+            given.setdefault(answer, []).append(name)
+            read.setdefault(answer, (text_of(config, model, question), conversation_of(config, model, question)))
+
     for model, rows in zip(models, drawn, strict=True):
         for row in rows:
-            if row["text"].strip():
-                given.setdefault(row["text"], []).append(str(model.pretrained.path))
-                texts.setdefault(row["text"], row["prompt"])
+            add(row["text"], str(model.pretrained.path), model)
     reference = None
     if config.data.demonstrations and (own := question.demonstration) and own.strip():
-        given.setdefault(own, []).append(DEMONSTRATION)
-        texts.setdefault(own, text_of(config, models[0], question))
+        add(own, DEMONSTRATION, models[0])
         reference = list(given).index(own)
-    return Candidates(question, list(given), list(given.values()), [texts[answer] for answer in given], reference)
+    return Candidates(question, list(given), list(given.values()), list(read.values()), reference)

@@ -10,6 +10,7 @@ from gpt_jax.alignment.questions import Question
 from gpt_jax.alignment.rankings import is_comparison, ranks_of_scores
 from gpt_jax.alignment.rewards import Episodes, Reward, score
 from gpt_jax.disk import write_atomically
+from gpt_jax.text.chat_template import Message
 from gpt_jax.training.metrics_log import read_rows
 
 Row = dict[str, Any]
@@ -20,13 +21,14 @@ TOGETHER = 64  # prompts whose answers are scored at once
 class Candidates:
     """The answers to one prompt, no two of the same text, and of each who gave it (a name for each time).
 
-    `texts`: the prompt as the first who gave an answer read it; `reference`: the number of the demonstration.
+    `read`: of each answer the prompt as the first who gave it read it, as text and, if it was one to them, as
+    conversation; `reference`: the number of the demonstration.
     """
 
     question: Question
     answers: list[str]
     models: list[list[str]]
-    texts: list[str]
+    read: list[tuple[str, list[Message] | None]]
     reference: int | None
 
 
@@ -102,6 +104,5 @@ def episodes_of(candidates: Sequence[Candidates]) -> Episodes:
     rows = [one for one in candidates for _ in one.answers]
     names = {name for one in candidates for name in one.question.columns} - {"prompts", "answers"}
     columns = {name: [one.question.columns.get(name) for one in rows] for name in sorted(names)}
-    columns["messages"] = [None if isinstance(one.question.prompt, str) else list(one.question.prompt) for one in rows]
-    prompts = [text for one in candidates for text in one.texts]
+    prompts, columns["messages"] = map(list, zip(*(read for one in candidates for read in one.read), strict=True))
     return Episodes(prompts, [answer for one in candidates for answer in one.answers], columns)

@@ -24,8 +24,8 @@ from gpt_jax.data.tables import open_table  # noqa: E402
 from gpt_jax.main import main  # noqa: E402
 
 REWARDS = """
-def letters(prompts, answers, weight, **columns):
-    assert all(prompt.startswith("u:") and prompt.endswith("a:") for prompt in prompts)
+def letters(prompts, answers, weight, messages, **columns):
+    assert prompts == [f"u:{said[-1]['content']}<|endoftext|>a:" for said in messages]
     return [w * sum(map(ord, answer)) for answer, w in zip(answers, weight)]
 
 def broken(prompts, answers, **columns):
