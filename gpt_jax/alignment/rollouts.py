@@ -49,6 +49,7 @@ class Truncation:
     """Where what is judged of an answer ends: with the first of `ids` from token number `after` (0 the first) on.
 
     Without `ids` it ends where the policy ended it. (Ziegler et al. 2019, lm_tasks.py: a full stop after 16 tokens.)
+    Learnt from, and counted in the KL, is the whole answer, as there.
     """
 
     ids: frozenset[int] = frozenset()

@@ -140,6 +140,17 @@ def test_a_run_killed_anywhere_resumes_bit_for_bit(ppo_runs, finished, tmp_path,
     killed(ppo_runs, finished, tmp_path, phase)
 
 
+@pytest.mark.slow
+def test_a_value_function_of_its_own_is_resumed_with_the_rest(ppo_runs, tmp_path):
+    fields = {"value.init_from": "policy", "value.peak": 1e-2}
+    ppo_runs.finish(tmp_path / "whole", **fields)
+    process = ppo_runs.start(tmp_path / "killed", environment={"KILL": "learning:6"}, **fields)
+    process.communicate(timeout=300)
+    assert process.returncode == -9
+    ppo_runs.finish(tmp_path / "killed", **fields)
+    assert hex_numbers(tmp_path / "killed") == hex_numbers(tmp_path / "whole")
+
+
 def test_its_workdir_is_the_average_of_the_policy(finished, base):
     mesh = single_device_mesh()
     before, after = (open_pretrained(path).parameters(mesh) for path in (base, finished[0]))
