@@ -23,15 +23,15 @@ from gpt_jax.errors import UserError
 from gpt_jax.inference.generation import continue_prompts
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.parallel.runtime import announce
+from gpt_jax.runs.aligning.judging import PROMPT, judge
+from gpt_jax.runs.aligning.ranking_report import report_rankings
+from gpt_jax.runs.aligning.rankings import Candidates, Rankings, rank_by_reward
+from gpt_jax.runs.aligning.rewards import open_reward
 from gpt_jax.runs.chat import lines
 from gpt_jax.runs.chat_model import ChatModel, missing_template, open_chat_model
 from gpt_jax.runs.generate import Generations, record
-from gpt_jax.runs.judging import PROMPT, judge
 from gpt_jax.runs.pretrained import prompt_ids
-from gpt_jax.runs.ranking_report import report_rankings
-from gpt_jax.runs.rankings import Candidates, Rankings, rank_by_reward
 from gpt_jax.runs.recipe import check_config
-from gpt_jax.runs.rewards import open_reward
 from gpt_jax.runs.workdir import cache_folder, open_workdir
 from gpt_jax.text.chat_template import Message
 

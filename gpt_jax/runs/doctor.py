@@ -162,7 +162,8 @@ def collective(asked: Asked) -> str:
 
 def config(asked: Asked) -> str:
     """The fields resolve: nothing contradicts anything, the weights and the tokenizer that are named are there."""
-    from gpt_jax.runs import RUNS, finetune, policy_start, pretrain, ranked_training, sft, subjects
+    from gpt_jax.runs import RUNS, finetune, pretrain, sft, subjects
+    from gpt_jax.runs.aligning import policy_start, ranked_training
 
     if asked.config.run not in RUNS:
         raise UserError(f"run={asked.config.run!r}: expected one of {', '.join(RUNS)}.")
@@ -195,7 +196,7 @@ def mesh(asked: Asked) -> str:
     devices = make_mesh(asked.config.mesh)
     shape = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items())
     if asked.config.run in ("ppo", "grpo"):
-        from gpt_jax.runs import policy_start
+        from gpt_jax.runs.aligning import policy_start
 
         policy_start.check_batches(asked.config, devices)
         return f"{shape}; minibatches divide over it"

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from gpt_jax.alignment.group_advantages import Normalisation
 from gpt_jax.alignment.grpo import GRPO
 from gpt_jax.errors import UserError
-from gpt_jax.runs import policy_gradient
+from gpt_jax.runs.aligning import policy_gradient
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from gpt_jax.alignment.policy_gradient import Penalty
 from gpt_jax.alignment.ppo import PPO
 from gpt_jax.errors import UserError
-from gpt_jax.runs import policy_gradient
+from gpt_jax.runs.aligning import policy_gradient
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

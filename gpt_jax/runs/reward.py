@@ -26,12 +26,12 @@ from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import clock
-from gpt_jax.runs.answer_scores import Rewards, make_rewards
-from gpt_jax.runs.comparisons import Comparisons, Split, open_comparisons
-from gpt_jax.runs.ranked_training import number_of_steps, resolve, train
+from gpt_jax.runs.aligning.answer_scores import Rewards, make_rewards
+from gpt_jax.runs.aligning.comparisons import Comparisons, Split, open_comparisons
+from gpt_jax.runs.aligning.ranked_training import number_of_steps, resolve, train
+from gpt_jax.runs.aligning.reward_model import REWARD
+from gpt_jax.runs.aligning.start import fresh_parameters, record
 from gpt_jax.runs.recipe import check_batch, check_config, check_model_fits, schedule_and_optimizer
-from gpt_jax.runs.reward_model import REWARD
-from gpt_jax.runs.start import fresh_parameters, record
 from gpt_jax.runs.workdir import open_workdir
 from gpt_jax.training.metrics_log import MetricsLog
 from gpt_jax.training.profiling import parse_steps

@@ -32,7 +32,8 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress, clock
-from gpt_jax.runs.demonstrations import Demonstrations, open_demonstrations
+from gpt_jax.runs.aligning.demonstrations import Demonstrations, open_demonstrations
+from gpt_jax.runs.aligning.start import Start, fresh_parameters, open_learner, record, resolve_start
 from gpt_jax.runs.pretrain import check_sequence
 from gpt_jax.runs.recipe import (
     check_batch,
@@ -41,7 +42,6 @@ from gpt_jax.runs.recipe import (
     check_model_fits,
     schedule_and_optimizer,
 )
-from gpt_jax.runs.start import Start, fresh_parameters, open_learner, record, resolve_start
 from gpt_jax.runs.workdir import open_workdir
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints

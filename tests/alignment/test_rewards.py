@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from gpt_jax.alignment.rewards import Episodes, score
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.mesh import single_device_mesh
-from gpt_jax.runs.rewards import open_reward
+from gpt_jax.runs.aligning.rewards import open_reward
 
 EPISODES = Episodes(["1+1=", "2+2="], ["2", "5"], {"answer": ["2", "4"], "no name": [0, 0]})
 

@@ -16,11 +16,11 @@ from gpt_jax.alignment.ranked_answers import RankedAnswers
 from gpt_jax.data.ranked_batches import RankedSet
 from gpt_jax.errors import UserError
 from gpt_jax.runs import dpo, predict, reward
+from gpt_jax.runs.aligning.comparisons import Split
+from gpt_jax.runs.aligning.reference_log_probs import reference_log_probs
+from gpt_jax.runs.aligning.reward_model import check_value_function, open_reward_model
 from gpt_jax.runs.chat_model import open_chat_model
-from gpt_jax.runs.comparisons import Split
 from gpt_jax.runs.pretrained import open_pretrained
-from gpt_jax.runs.reference_log_probs import reference_log_probs
-from gpt_jax.runs.reward_model import check_value_function, open_reward_model
 
 pytest.importorskip("jinja2", reason="the extra 'serve' is not installed")
 
@@ -237,7 +237,7 @@ def some_answers(prompts: int = 10) -> Split:
 
 
 def test_reference_log_probabilities_are_computed_once_and_go_on_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt_jax.runs.reference_log_probs.BLOCK", 2)  # of batches of 2 answers
+    monkeypatch.setattr("gpt_jax.runs.aligning.reference_log_probs.BLOCK", 2)  # of batches of 2 answers
     weights, splits, asked = {"x": jnp.ones(3)}, {"train": some_answers(), "valid": some_answers(1)}, []
 
     def lengths(params, sequences, starts):

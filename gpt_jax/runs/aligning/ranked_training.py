@@ -19,9 +19,9 @@ from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.rules import sharding
 from gpt_jax.parallel.runtime import announce, is_main_process
 from gpt_jax.progress import StepProgress
-from gpt_jax.runs.comparisons import Split
+from gpt_jax.runs.aligning.comparisons import Split
+from gpt_jax.runs.aligning.start import Start, open_learner, resolve_start
 from gpt_jax.runs.recipe import check_counts, schedule_and_optimizer
-from gpt_jax.runs.start import Start, open_learner, resolve_start
 from gpt_jax.training.checkpoints import Checkpoints
 from gpt_jax.training.loop import Intervals, Loop
 from gpt_jax.training.metrics_log import MetricsLog

@@ -15,8 +15,8 @@ from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
+from gpt_jax.runs.aligning.reward_model import open_reward_model
 from gpt_jax.runs.recipe import check_config
-from gpt_jax.runs.reward_model import open_reward_model
 from gpt_jax.runs.workdir import environment, open_workdir
 
 

@@ -11,10 +11,10 @@ from gpt_jax.alignment.ranked_answers import AnswerEncoder
 from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.mesh import single_device_mesh
-from gpt_jax.runs.answer_scores import make_rewards
+from gpt_jax.runs.aligning.answer_scores import make_rewards
+from gpt_jax.runs.aligning.start import NO_TEMPLATE
 from gpt_jax.runs.chat_model import open_template
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
-from gpt_jax.runs.start import NO_TEMPLATE
 from gpt_jax.text.tokenizer import Tokenizer
 
 REWARD = "reward.json"  # in the workdir of a run that is done

@@ -9,7 +9,7 @@ import numpy as np
 from gpt_jax import configuration
 from gpt_jax.alignment.rankings import Preference, preferences
 from gpt_jax.disk import write_atomically
-from gpt_jax.runs.rankings import Rankings
+from gpt_jax.runs.aligning.rankings import Rankings
 
 Row = dict[str, Any]
 

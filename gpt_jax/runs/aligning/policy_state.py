@@ -16,11 +16,11 @@ from gpt_jax.models.heads import head_specs
 from gpt_jax.models.parameters import init_parameters
 from gpt_jax.models.presets import model_config
 from gpt_jax.parallel.runtime import is_main_process
-from gpt_jax.runs import start
-from gpt_jax.runs.policy_start import PolicyStart, value_config
+from gpt_jax.runs.aligning import start
+from gpt_jax.runs.aligning.policy_start import PolicyStart, value_config
+from gpt_jax.runs.aligning.reward_model import reward_parameters
 from gpt_jax.runs.pretrained import Pretrained, abstract_parameters
 from gpt_jax.runs.recipe import schedule_and_optimizer
-from gpt_jax.runs.reward_model import reward_parameters
 from gpt_jax.training.checkpoints import Checkpoints, restore_parameters
 from gpt_jax.training.frozen import without_frozen
 from gpt_jax.training.optimizers import make_optimizer

@@ -15,10 +15,10 @@ from gpt_jax.alignment.rewards import Episodes, Reward
 from gpt_jax.data.example_batches import ExampleSet
 from gpt_jax.errors import UserError, did_you_mean
 from gpt_jax.models.presets import adapt
+from gpt_jax.runs.aligning.reward_model import REWARD, open_reward_model
 from gpt_jax.runs.predict import fine_tuned_task, open_fine_tuned
 from gpt_jax.runs.pretrained import open_pretrained
 from gpt_jax.runs.problem import answer_of, make_predict
-from gpt_jax.runs.reward_model import REWARD, open_reward_model
 from gpt_jax.tasks.examples import Classification, Example
 from gpt_jax.tasks.transforms import encode
 

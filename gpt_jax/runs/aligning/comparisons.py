@@ -15,7 +15,7 @@ from gpt_jax.data.ranked_batches import RankedSet
 from gpt_jax.data.tables import open_table, split_held_out
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import announce
-from gpt_jax.runs.start import Start
+from gpt_jax.runs.aligning.start import Start
 
 PAIRS = ("all", "best_worst")
 

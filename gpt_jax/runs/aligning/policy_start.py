@@ -10,11 +10,11 @@ from gpt_jax.data.tables import is_table
 from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.models.presets import adapt, model_config
+from gpt_jax.runs.aligning.pretraining_text import windows_an_update
+from gpt_jax.runs.aligning.start import NO_TEMPLATE, Start, first_day
 from gpt_jax.runs.chat_model import open_template
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
-from gpt_jax.runs.pretraining_text import windows_an_update
 from gpt_jax.runs.recipe import check_adapters, check_batch, check_counts, has_begun
-from gpt_jax.runs.start import NO_TEMPLATE, Start, first_day
 from gpt_jax.runs.workdir import cache_folder
 from gpt_jax.text.tokenizer import load_tokenizer
 from gpt_jax.training.profiling import parse_steps

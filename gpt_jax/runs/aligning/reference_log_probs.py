@@ -14,8 +14,8 @@ from gpt_jax.disk import write_atomically
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.runtime import do_on_main_process, from_main_process, is_main_process
 from gpt_jax.progress import batch_progress
-from gpt_jax.runs.answer_scores import LogLikelihoods
-from gpt_jax.runs.comparisons import Split
+from gpt_jax.runs.aligning.answer_scores import LogLikelihoods
+from gpt_jax.runs.aligning.comparisons import Split
 from gpt_jax.training.checkpoints import digests
 
 FOLDER = "reference_log_probs"

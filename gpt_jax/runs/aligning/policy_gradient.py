@@ -24,15 +24,21 @@ from gpt_jax.parallel.devices import peak_flops
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import StepProgress
-from gpt_jax.runs.policy_prompts import Prompts, open_prompts
-from gpt_jax.runs.policy_report import finish
-from gpt_jax.runs.policy_start import PolicyStart, answers_a_prompt, check_batches, resolve, value_config
-from gpt_jax.runs.policy_state import first_state, fresh_parameters, kept_reference, make_policy_optimizer, make_state
-from gpt_jax.runs.pretraining_text import open_pretraining_text
+from gpt_jax.runs.aligning.policy_prompts import Prompts, open_prompts
+from gpt_jax.runs.aligning.policy_report import finish
+from gpt_jax.runs.aligning.policy_start import PolicyStart, answers_a_prompt, check_batches, resolve, value_config
+from gpt_jax.runs.aligning.policy_state import (
+    first_state,
+    fresh_parameters,
+    kept_reference,
+    make_policy_optimizer,
+    make_state,
+)
+from gpt_jax.runs.aligning.pretraining_text import open_pretraining_text
+from gpt_jax.runs.aligning.reward_model import check_value_function
+from gpt_jax.runs.aligning.rewards import open_reward
+from gpt_jax.runs.aligning.start import record
 from gpt_jax.runs.recipe import check_config, check_model_fits, schedule_and_optimizer
-from gpt_jax.runs.reward_model import check_value_function
-from gpt_jax.runs.rewards import open_reward
-from gpt_jax.runs.start import record
 from gpt_jax.runs.workdir import open_workdir
 from gpt_jax.text.tokenizer import Tokenizer
 from gpt_jax.training.checkpoints import Checkpoints
