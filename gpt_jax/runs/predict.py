@@ -19,7 +19,7 @@ from gpt_jax.models.presets import adapt
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.runtime import announce, do_on_main_process, is_main_process
 from gpt_jax.progress import batch_progress
-from gpt_jax.runs import scored_answers
+from gpt_jax.runs.aligning import scored_answers
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
 from gpt_jax.runs.problem import Problem, Split, answer_of, encoded_split, make_predict, named_columns, task_of
 from gpt_jax.runs.recipe import check_batch, check_config
