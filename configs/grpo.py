@@ -13,6 +13,9 @@ sums.jsonl, a line each, {"prompt": "17+25=", "answer": "42"}, and a reward in s
     --config=configs/grpo.py:init_from=PATH,reward=sums.py:right,source=file:sums.jsonl
 
 Presets: `laptop` (default) trains all weights; `adapters` low-rank adapters, the reference then being the shared base.
+
+Measured (2 CPU cores, AMD EPYC, busy with other work, 2026-11-22): the README's laptop model goes on from the books,
+24 tokens, and each letter e costs 1: from 7.6 of them an answer to 0.6 at a KL of 25 nats, steps=100, in 1:48 minutes.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -35,7 +38,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config = defaults()
     if preset == "adapters":
         config.transfer.adapters.rank = 16
-        config.schedule.peak = 2e-4
+        config.schedule.peak = 5e-4
     config.init_from, config.template = values.get("init_from"), values.get("template")
     config.reward.source, config.reward.label = values.get("reward"), values.get("label")
     config.data.source = values.get("source", config.data.source)
@@ -109,7 +112,7 @@ def defaults() -> ConfigDict:
             ),
             schedule=dict(
                 name="constant",
-                peak=1e-4,
+                peak=3e-4,
                 warmup_steps=5,
                 decay_steps=placeholder(int),
                 final_fraction=0.0,
