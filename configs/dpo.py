@@ -13,6 +13,11 @@ et al. 2023; `paper` the hyper-parameters of Rafailov et al. 2023, appendix B, b
 The first loss is ln 2. Afterwards: --config=configs/chat.py:model=WORKDIR.
 
 Needs the extra [serve] for the templates.
+
+Measured (2 CPU cores, AMD EPYC, busy with other work, 2026-11-22): the README's first model (1.3 million parameters) on
+530 pairs of hh-rlhf's harmless-base, rows of 128 tokens, `epochs=2`, --config.schedule.peak=1e-4, in 1:05 minutes: of
+112 held-out pairs the model prefers the better answer in 62.5% (50% before), the margin rises from 0 to 0.211, the loss
+falls from 0.6931 to 0.6561. (report.samples=0 keeps offensive prompts off the screen.)
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -63,6 +68,7 @@ def defaults() -> ConfigDict:
                 validation_fraction=0.05,
                 columns=dict((name, name) for name in COLUMNS),
                 pairs="all",  # best_worst: of a prompt's answers the best and the worst alone
+                last_messages=0,  # how many messages before an answer are read (and the system's); 0: all
                 sequence_length=placeholder(int),  # of prompt and answer; by default the context, 2,048 at most
                 encoding="utf-8",
                 skip_bad_rows=False,  # True: leave out and count what is no comparison, or too long

@@ -14,14 +14,20 @@ A batch is made of prompts: all pairs of a prompt's answers count as one, and ea
 written by the model's chat template, or the one in --config.template=FILE, or in plain words; with
 --config.template=none they are texts that answers go on from.
 
-Presets: `full` (default) trains all weights, `adapters` low-rank adapters beside them (LoRA); `instructgpt`: the
-published hyper-parameters (Ouyang et al. 2022, appendix C.2).
+Presets: `full` (default) trains all weights, `adapters` low-rank adapters beside them (LoRA); `laptop` is for a model
+of a few million parameters; `instructgpt`: the published hyper-parameters (Ouyang et al. 2022, appendix C.2).
 
 At the end the bias is set so that the mean reward of the references in training (else of the best answers) is 0, and
 the report says how often the reward is right on held-out prompts, beside the length of the answers as a rule, and how
 far its probabilities can be trusted. As a reward: --config=configs/ppo.py:...,reward=WORKDIR.
 
 Needs the extra [serve] for the templates.
+
+Measured (2 CPU cores, AMD EPYC, busy with other work, 2026-11-22): `laptop` from the README's first model (1.3 million
+parameters, books), --config.data.skip_bad_rows=True, on hh-rlhf's harmless-base test set, 2,312 pairs in five folds by
+the opening question, the rate chosen on the first. On the other four, 1,761 pairs that no model had seen, the reward is
+right in 61.6% (95%: 59.2 to 63.7) and the rule that shorter is better in 54.6%: 6.9 points more (4.6 to 9.3). A fold
+takes 2 minutes. With the whole conversations and a rate of 3e-4: 2.0 points more than length on each of two folds.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -31,7 +37,7 @@ from gpt_jax.models.config import ModelConfig
 
 placeholder = config_dict.placeholder
 
-PRESETS = ("full", "adapters", "instructgpt")
+PRESETS = ("full", "laptop", "adapters", "instructgpt")
 FIELDS = {"init_from": str, "source": str, "template": str, "batch": int, "epochs": float, "steps": int}
 COLUMNS = ("prompt", "answers", "ranks", "reference", "chosen", "rejected")
 
@@ -40,7 +46,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment that `argument` names; see the module's docstring."""
     preset, values = parse_argument(argument, presets=PRESETS, fields=FIELDS)
     config = defaults()
-    if preset == "adapters":
+    if preset == "laptop":
+        laptop(config)
+    elif preset == "adapters":
         adapters(config)
     elif preset == "instructgpt":
         instructgpt(config)
@@ -70,6 +78,7 @@ def defaults() -> ConfigDict:
                 validation_fraction=0.1,
                 columns=dict((name, name) for name in COLUMNS),
                 pairs="all",  # best_worst: of a prompt's answers the best and the worst alone
+                last_messages=0,  # how many messages before an answer are read (and the system's); 0: all
                 sequence_length=placeholder(int),  # of prompt and answer; by default the context, 2,048 at most
                 encoding="utf-8",
                 skip_bad_rows=False,  # True: leave out and count what is no comparison, or too long
@@ -106,6 +115,13 @@ def defaults() -> ConfigDict:
             ),
         )
     )
+
+
+def laptop(config: ConfigDict) -> None:
+    """For a model of a few million parameters: a high rate, dropout, and of a conversation the last question alone."""
+    config.model.update(context_length=256, dropout=0.1)
+    config.data.last_messages = 1
+    config.schedule.peak = 1e-3
 
 
 def adapters(config: ConfigDict) -> None:

@@ -227,10 +227,14 @@ class AnswerEncoder:
 
     An answer ends in the symbol that its template writes there, or in the end of text: at that token a reward model
     reads its reward.
+
+    Args:
+      last_messages: how much of a conversation is read: what the system says, and so many of the messages before the
+        answer; 0: everything.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None):
-        self._tokenizer, self._template = tokenizer, template
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, last_messages: int = 0):
+        self._tokenizer, self._template, self._last_messages = tokenizer, template, last_messages
 
     @property
     def as_text(self) -> bool:
@@ -246,7 +250,7 @@ class AnswerEncoder:
         if isinstance(prompt, str):
             beginning = self._tokenizer.specials.beginning_of_text
             return self._tokenizer.encode_parts([*([] if beginning is None else [beginning]), prompt])
-        return self._template.encode(prompt)
+        return self._template.encode(self._read(prompt))
 
     def __call__(self, prompt: Prompt, answer: str) -> MarkedText:
         """Prompt, answer and its end; the answer and its end count.
@@ -255,7 +259,9 @@ class AnswerEncoder:
           UserError: the template does not take them.
         """
         if not isinstance(prompt, str):
-            ids, answered = self._template.encode_answers([*prompt, {"role": "assistant", "content": answer}])
+            ids, answered = self._template.encode_answers(
+                [*self._read(prompt), {"role": "assistant", "content": answer}]
+            )
             earlier = np.flatnonzero(~answered)  # the answers before the last do not count
             answered[: earlier[-1] + 1 if len(earlier) else 0] = False
             return MarkedText(ids, answered)
@@ -264,6 +270,10 @@ class AnswerEncoder:
             whole = np.concatenate([before, self._tokenizer.encode(answer)])
         ids = np.append(whole, self._tokenizer.specials.end_of_text).astype(np.int32)
         return MarkedText(ids, np.arange(len(ids)) >= len(before))
+
+    def _read(self, messages: Sequence[Message]) -> list[Message]:
+        first = len(messages) - self._last_messages if self._last_messages else 0
+        return [message for place, message in enumerate(messages) if place >= first or message["role"] == "system"]
 
 
 def encode_ranked(

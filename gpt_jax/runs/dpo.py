@@ -123,7 +123,7 @@ def with_reference(split: Split, log_probs: np.ndarray) -> Split:
 
 def questions_of(rows: Sequence[RankedAnswers], config: ConfigDict, start: Start) -> list[list[int]]:
     """Ids of the first prompts that leave room for an answer, as many as samples are wanted."""
-    encode, found = AnswerEncoder(start.tokenizer, start.template), []
+    encode, found = AnswerEncoder(start.tokenizer, start.template, config.data.last_messages), []
     for row in rows:
         if len(found) == config.report.samples:
             break

@@ -106,6 +106,14 @@ def test_the_last_answer_and_its_end_count_by_a_template_or_as_one_text(encoders
         np.testing.assert_array_equal(found.ids[~found.counted], encode.prompt(prompt))
 
 
+def test_of_a_conversation_the_last_messages_are_read_and_what_the_system_says(encoders):
+    template = encoders[0]._template
+    system, asked = {"role": "system", "content": "be kind"}, (ASKED, SAID[0], ASKED)
+    encode = AnswerEncoder(byte_tokenizer(), template, last_messages=1)
+    np.testing.assert_array_equal(encode((system, *asked), "b").ids, encoders[0]((system, ASKED), "b").ids)
+    np.testing.assert_array_equal(encode.prompt(asked), encoders[0].prompt((ASKED,)))
+
+
 def test_prompts_with_an_answer_that_does_not_fit_are_counted_and_refused_or_left_out(encoders, tmp_path):
     _, text = encoders
     rows, left = read(tmp_path, *({"prompt": "a", "answers": ["x", "y" * size]} for size in (3, 9)), as_text=True)

@@ -44,7 +44,7 @@ def open_comparisons(config: ConfigDict, start: Start) -> Comparisons:
       UserError: for what is wrong with them.
     """
     data, left = config.data, Left()
-    encode = AnswerEncoder(start.tokenizer, start.template)
+    encode = AnswerEncoder(start.tokenizer, start.template, config.data.last_messages)
 
     def read(address: str) -> list[RankedAnswers]:
         table = open_table(address, encoding=data.encoding, skip_bad_rows=data.skip_bad_rows)

@@ -31,6 +31,7 @@ from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import LossFunction, compile_train_step
 
 COUNTS = (
+    "data.last_messages",
     "train.log_every",
     "train.eval_every",
     "checkpoint.every",

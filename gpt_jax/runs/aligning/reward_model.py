@@ -40,8 +40,8 @@ class RewardModel:
         template = None
         if source.recorded.get("template") != NO_TEMPLATE:
             template = open_template(None, self.tokenizer, str(workdir), source.chat_template)
-        self._encode = AnswerEncoder(self.tokenizer, template)
         self._params = reward_parameters(source, mesh)
+        self._encode = AnswerEncoder(self.tokenizer, template, source.recorded["data"].get("last_messages", 0))
         self._length = source.config.context_length
         batch = -(-BATCH // mesh.size) * mesh.size
         self._rewards = make_rewards(source.config, mesh, self.tokenizer.specials.pad, batch, self._length)
