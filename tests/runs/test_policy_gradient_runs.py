@@ -68,12 +68,12 @@ def rows(tmp_path_factory) -> Path:
 def fields(rows: Path, cache: Path) -> dict:
     return {
         "data.source": f"file:{rows}/sums.jsonl", "data.cache_dir": str(cache), "data.validation_fraction": 0.2,
-        "reward.source": f"{rows}/reward.py:low", "rollout.max_new_tokens": 4, "train.batch_size": 16,
-        "objective.minibatches": 2, "objective.epochs": 2, "kl.target": 1.0, "kl.horizon": 100, "train.steps": 4,
-        "train.eval_every": 2, "train.eval_prompts": 4, "train.average_decay": 0.5, "checkpoint.every": 2,
-        "report.sample_every": 2, "report.samples": 2, "report.tensorboard": False, "schedule.peak": 1e-3,
-        "schedule.warmup_steps": 2, "pretraining.coefficient": 0.1, "pretraining.source": f"file:{rows}/text.txt",
-        "pretraining.sequence_length": 16,
+        "reward.source": f"{rows}/reward.py:low", "rollout.max_new_tokens": 4, "rollout.slots": 8,
+        "train.batch_size": 16, "objective.minibatches": 2, "objective.epochs": 2, "kl.target": 1.0, "kl.horizon": 100,
+        "train.steps": 4, "train.eval_every": 2, "train.eval_prompts": 8, "train.average_decay": 0.5,
+        "checkpoint.every": 2, "report.sample_every": 2, "report.samples": 2, "report.tensorboard": False,
+        "schedule.peak": 1e-3, "schedule.warmup_steps": 2, "pretraining.coefficient": 0.1,
+        "pretraining.source": f"file:{rows}/text.txt", "pretraining.sequence_length": 16,
     }  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def config_of(name: str, argument: str, values: dict):
 @pytest.mark.slow
 def test_grpo_through_adapters_learns_beside_the_shared_base(ppo_runs, base, tmp_path):
     fields = {
-        "train.batch_size": 8, "train.steps": 1, "train.eval_every": 0, "train.eval_prompts": 4, "schedule.peak": 1e-2,
+        "train.batch_size": 8, "train.steps": 1, "train.eval_every": 0, "train.eval_prompts": 8, "schedule.peak": 1e-2,
         "report.sample_every": 0, "schedule.warmup_steps": 0,
     }  # fmt: skip
     ppo_runs.finish(tmp_path, grpo=True, **fields)
