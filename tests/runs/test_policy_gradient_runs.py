@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest_runs import ROOT, Runs, hex_numbers, read_metrics
 from small_models import write_model
+from test_processes import finish_two
 
 import gpt_jax
 from gpt_jax.errors import UserError
@@ -149,6 +150,18 @@ def test_a_value_function_of_its_own_is_resumed_with_the_rest(ppo_runs, tmp_path
     assert process.returncode == -9
     ppo_runs.finish(tmp_path / "killed", **fields)
     assert hex_numbers(tmp_path / "killed") == hex_numbers(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_does(ppo_runs, tmp_path):
+    mesh = {"mesh.data": 2, "mesh.fsdp": 2}
+    finish_two(ppo_runs, tmp_path / "two", **mesh)
+    ppo_runs.finish(tmp_path / "one", devices=4, **mesh)
+    two, one = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
+    assert two.keys() == one.keys()
+    for key, row in one.items():
+        for name in ("score", "kl", "reward"):
+            np.testing.assert_allclose(two[key][name], row[name], atol=2e-5, err_msg=f"{key} {name}")
 
 
 def test_its_workdir_is_the_average_of_the_policy(finished, base):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gpt_jax.alignment.policy_gradient import Penalty
@@ -93,7 +95,8 @@ def first_state(
         if is_main_process():
             shutil.rmtree(workdir / REFERENCE, ignore_errors=True)
         reference = Checkpoints(workdir / REFERENCE, keep=1)
-        reference.save(initial_state(given, optax.identity()))
+        step = jax.device_put(np.int32(0), NamedSharding(mesh, PartitionSpec()))
+        reference.save(TrainState(step, given, opt_state=()))
         reference.close()
     if begins.value is not None:
         own = value_config(config)
