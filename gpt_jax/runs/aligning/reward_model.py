@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from gpt_jax.alignment.ranked_answers import AnswerEncoder
+from gpt_jax.alignment.rewards import Episodes
 from gpt_jax.errors import UserError
 from gpt_jax.models.config import ModelConfig
 from gpt_jax.parallel.mesh import single_device_mesh
 from gpt_jax.runs.aligning.answer_scores import make_rewards
-from gpt_jax.runs.aligning.start import NO_TEMPLATE
+from gpt_jax.runs.aligning.start import NO_TEMPLATE, first_day
 from gpt_jax.runs.chat_model import open_template
 from gpt_jax.runs.pretrained import Pretrained, open_pretrained
 from gpt_jax.text.tokenizer import Tokenizer
@@ -39,7 +40,8 @@ class RewardModel:
         self.tokenizer = source.tokenizer()
         template = None
         if source.recorded.get("template") != NO_TEMPLATE:
-            template = open_template(None, self.tokenizer, str(workdir), source.chat_template)
+            day = first_day(Path(workdir))
+            template = open_template(None, self.tokenizer, str(workdir), source.chat_template, day)
         self._params = reward_parameters(source, mesh)
         self._encode = AnswerEncoder(self.tokenizer, template, source.recorded["data"].get("last_messages", 0))
         self._length = source.config.context_length
@@ -51,7 +53,7 @@ class RewardModel:
         """Whether it was taught prompts that are texts, which answers go on from, and no conversations."""
         return self._encode.as_text
 
-    def __call__(self, episodes) -> np.ndarray:
+    def __call__(self, episodes: Episodes) -> np.ndarray:
         """The reward of each answer, float64 [N]; a conversation is taken from the column `messages`."""
         prompts = episodes.prompts
         if not self.as_text:
