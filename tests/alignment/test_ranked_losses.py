@@ -111,7 +111,8 @@ def test_smoothed_labels_are_some_of_them_the_wrong_way_round(one_device):
 # --- on several devices
 
 
-@pytest.mark.parametrize("kind", ["reward", pytest.param("sigmoid", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reward", "sigmoid"])
 def test_eight_devices_under_two_meshes_learn_as_one_does(kind):
     data = ranked()
     reference = np.random.default_rng(1).normal(-20, 3, data.columns["ranks"].shape).astype(np.float32)

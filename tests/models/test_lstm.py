@@ -224,7 +224,7 @@ def test_a_fresh_forget_gate_is_open_and_kernels_have_the_published_spread(one_d
     [
         pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.slow),
-        {"data": 2, "tensor": 2, "sequence": 2},
+        pytest.param({"data": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -109,6 +109,7 @@ def test_workdirs_are_gathered_and_told_apart_by_what_differs(done, pretrained, 
     assert "1 of 2 layers transferred" in rows
 
 
+@pytest.mark.slow
 def test_what_differs_is_never_taken_for_another_seed(done, pretrained, tables, tmp_path, capsys):
     """An other weight of the auxiliary model, and fewer examples; and the same run twice."""
     one = dict(tasks=("sst2",), variants=("full",))
