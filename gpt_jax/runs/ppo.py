@@ -34,6 +34,11 @@ def objective_of(config: ConfigDict) -> PPO:
     ):
         if value < 0:
             raise UserError(f"{name}={value}: expected 0 or more.")
+    if config.value.peak is not None and not (config.value.peak >= 0 and config.schedule.peak > 0):
+        raise UserError(
+            f"value.peak={config.value.peak}, schedule.peak={config.schedule.peak}: expected a rate of at least 0 for "
+            "the value function, and one above 0 for the policy."
+        )
     return PPO(
         c.clip, c.value_clip, c.value_coefficient, c.discount, c.decay, c.whiten_rewards, c.whiten_advantages,
         config.pretraining.coefficient,

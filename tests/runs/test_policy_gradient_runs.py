@@ -15,7 +15,8 @@ import gpt_jax
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.mesh import single_device_mesh
 from gpt_jax.runs import grpo, ppo
-from gpt_jax.runs.pretrained import open_pretrained
+from gpt_jax.runs.pretrained import abstract_parameters, open_pretrained
+from gpt_jax.training.checkpoints import restore_parameters
 
 # A reward that also ends its process, as KILL=PHASE:N says: at the N-th time that this phase is reached.
 REWARD = """
@@ -169,6 +170,13 @@ def test_its_workdir_is_the_average_of_the_policy(finished, base):
     before, after = (open_pretrained(path).parameters(mesh) for path in (base, finished[0]))
     assert jax.tree.structure(before) == jax.tree.structure(after)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x != y).any()), before["layers"], after["layers"]))
+    abstract = {"model": abstract_parameters(open_pretrained(base).config, mesh)}
+    average, newest = (
+        restore_parameters(finished[0] / "checkpoints", abstract, place=place)["model"]
+        for place in (("aux", "average"), ("params",))
+    )
+    jax.tree.map(np.testing.assert_array_equal, after, average)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x != y).any()), after["layers"], newest["layers"]))
     assert gpt_jax.load(finished[0]).config.num_layers == 2
 
 

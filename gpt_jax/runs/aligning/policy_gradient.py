@@ -15,6 +15,7 @@ from gpt_jax.alignment.policy import Policy
 from gpt_jax.alignment.policy_gradient import Judge, Penalty, PolicyGradient
 from gpt_jax.alignment.ppo import PPO
 from gpt_jax.alignment.rollouts import Answer, Truncation, spelled
+from gpt_jax.errors import UserError
 from gpt_jax.inference.sampling import Sampling
 from gpt_jax.models import decoder
 from gpt_jax.models.config import ModelConfig
@@ -67,6 +68,11 @@ def run(config: ConfigDict, workdir: Path, objective: PPO | GRPO, penalty: Penal
         do_on_main_process(lambda: check_config(config, workdir))
         startup.end("start")
         prompts = open_prompts(config, start.tokenizer, start.template)
+        own, length = value_config(config), prompts.longest + config.rollout.max_new_tokens
+        if own is not None and own.context_length < length:
+            raise UserError(
+                f"value.model.context_length={own.context_length}: prompts with their answers have up to {length}."
+            )
         if start.value not in (None, start.pretrained):
             check_value_function(start.value, start.tokenizer, prompts.longest + config.rollout.max_new_tokens)
         reward, facts = open_reward(config.reward, mesh)
@@ -76,8 +82,10 @@ def run(config: ConfigDict, workdir: Path, objective: PPO | GRPO, penalty: Penal
         )  # fmt: skip
         tried = prompts.valid[:2]  # what a reward cannot do is known before anything is written
         judge.scores(tried, [Answer([], True) for _ in tried], start.tokenizer)
-        text = open_pretraining_text(config, start.tokenizer) if objective_reads_text(objective) else None
-        do_on_main_process(lambda: record(config, start, {"prompts": prompts.facts, "reward": facts}, workdir))
+        facts, text = {"prompts": prompts.facts, "reward": facts}, None
+        if objective_reads_text(objective):
+            text, facts["pretraining"] = open_pretraining_text(config, start.tokenizer)
+        do_on_main_process(lambda: record(config, start, facts, workdir))
         startup.end("data")
         log = train(config, mesh, start, prompts, judge, objective, penalty, text, workdir, startup)
         return finish(config, workdir, log, began) if is_main_process() else {}
@@ -144,7 +152,7 @@ def train(
         minibatches=c.objective.minibatches,
         rows=minibatch // c.train.accumulation,
         slots=c.rollout.slots,
-        penalty=penalty or Penalty(0.0),
+        penalty=penalty or Penalty(c.objective.beta),  # GRPO's: told, not taken off its rewards
         average_decay=c.train.average_decay,
         max_kl=c.train.max_kl,
         pretraining=text,
@@ -214,15 +222,20 @@ class FreshAnswers:
         self._iteration, self._prompts, self._coefficient = iteration, prompts.valid, coefficient
         self._step, self._answers = -1, []
 
+    @staticmethod
+    def _result(state: TrainState) -> TrainState:
+        """`state` with the average of the weights, where there is one, as its policy: that is what the run leaves."""
+        return state.replace(params=state.params | state.aux.get("average", {}))
+
     def _drawn(self, state: TrainState) -> list:
         if int(state.step) != self._step:
-            self._step, model = int(state.step), self._iteration.decoder(state)
+            self._step, model = int(state.step), self._iteration.decoder(self._result(state))
             self._answers = self._iteration.answers(model, self._prompts, first=0)
         return self._answers
 
     def metrics(self, state: TrainState) -> dict[str, float]:
         """`score`, `kl`, `reward` (score less what the KL costs), `entropy`, `length`, `ended`, ... of all of them."""
-        _, metrics = self._iteration.judged(state.params, self._prompts, self._drawn(state))
+        _, metrics = self._iteration.judged(self._result(state).params, self._prompts, self._drawn(state))
         return metrics | {"reward": metrics["score"] - self._coefficient * metrics["kl"]}
 
     def samples(self, state: TrainState, number: int) -> list[dict]:

@@ -87,6 +87,8 @@ def _of_table(config: ConfigDict, tokenizer: Tokenizer, template: ChatTemplate |
                 f"{address}: {bad:,} rows that are no prompts and {len(found) - len(fitting):,} of {len(found):,} "
                 f"prompts of more than {most:,} tokens are dropped"
             )
+        if not found:
+            raise UserError(f"{address}: none of its {bad:,} rows is a prompt (data.skip_bad_rows passed over them).")
         if not fitting:
             raise UserError(
                 f"{address}: every prompt has more than {most:,} tokens, the shortest "

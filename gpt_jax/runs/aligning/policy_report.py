@@ -20,7 +20,8 @@ def finish(config: ConfigDict, workdir: Path, log: MetricsLog, began: float) -> 
     rows, samples = log.rows("valid"), log.samples()
     first, last = rows[0], rows[-1]
     train = log.rows("train")
-    spent = {name: sum(row[f"seconds_{name}"] for row in train[1:]) for name in ("rollout", "scoring", "learning")}
+    timed = train[1:] or train  # the first compiles
+    spent = {name: sum(row[f"seconds_{name}"] for row in timed) for name in ("rollout", "scoring", "learning")}
     total = max(sum(spent.values()), 1e-9)
     summary = [
         ("score of fresh answers", f"{last['score']:.4f}, {first['score']:.4f} at step {first['step']}"),

@@ -55,6 +55,11 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, PolicyStart]
         )
     begun = has_begun(workdir)  # then it is its own source: what it began with may be gone
     pretrained = open_pretrained(workdir if begun else config.init_from)
+    if begun and pretrained.recorded.get("run") != config.run:
+        raise UserError(
+            f"--workdir={workdir}: holds a run of {pretrained.recorded.get('run')}, and this is one of {config.run}. "
+            "Choose another --workdir."
+        )
     tokenizer = load_tokenizer(workdir / "tokenizer") if begun else pretrained.tokenizer(config.tokenizer.path)
     template, day = None, first_day(workdir)
     if config.template != NO_TEMPLATE:
@@ -63,10 +68,9 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, PolicyStart]
     model = adapt(pretrained.config, **config.model)
     for name in config.model:
         config.model[name] = getattr(model, name)
-    if begun:
-        config.rollout.ends = tuple(pretrained.recorded["rollout"]["ends"])
-    elif config.rollout.stop:
-        named = config.rollout.ends or pretrained.end_ids(tokenizer)
+    if config.rollout.stop:
+        known = pretrained.recorded["rollout"]["ends"] if begun else pretrained.end_ids(tokenizer)
+        named = config.rollout.ends or known
         config.rollout.ends = tuple(sorted({*named, *(template.end_ids if template else ())}))
     if config.rollout.stop and not config.rollout.ends:
         raise UserError(
@@ -81,6 +85,8 @@ def resolve(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, PolicyStart]
             raise UserError(f"{name}={value}: expected at least 1.")
     if rollout.temperature <= 0:
         raise UserError(f"rollout.temperature={rollout.temperature}: expected above 0; a policy has to try things out.")
+    if rollout.slots is not None and rollout.slots < 1:
+        raise UserError(f"rollout.slots={rollout.slots}: expected at least 1, or none: all answers of a step.")
     if rollout.max_new_tokens < 1:
         raise UserError(f"rollout.max_new_tokens={rollout.max_new_tokens}: expected at least 1.")
     if not is_table(data.source) and not 1 <= data.prompt_tokens <= model.context_length - 1 - rollout.max_new_tokens:

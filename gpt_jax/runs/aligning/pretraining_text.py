@@ -20,8 +20,10 @@ def windows_an_update(config: ConfigDict) -> int:
     return round(config.pretraining.examples * config.train.batch_size / config.objective.minibatches)
 
 
-def open_pretraining_text(config: ConfigDict, tokenizer: Tokenizer) -> Callable[[int], dict[str, np.ndarray]]:
-    """A function of an update's number: its windows of text, whose `loss_mask` sums up to 1.
+def open_pretraining_text(
+    config: ConfigDict, tokenizer: Tokenizer
+) -> tuple[Callable[[int], dict[str, np.ndarray]], str]:
+    """A function of an update's number: its windows of text, whose `loss_mask` sums up to 1; and their fingerprint.
 
     Raises:
       UserError: for what is wrong with the text.
@@ -43,4 +45,4 @@ def open_pretraining_text(config: ConfigDict, tokenizer: Tokenizer) -> Callable[
         found = windows.batch([order[number] for number in range(update * count, (update + 1) * count)])
         return found | {"loss_mask": found["loss_mask"] / np.float32(count * length)}
 
-    return batch
+    return batch, source.fingerprint("train")

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ def function_reward(path: Path, name: str) -> tuple[Reward, dict[str, Any]]:
         raise UserError(f"reward.source={path}:{name}: no such file (looked for {path.absolute()}).")
     spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"reward.source={path}: cannot be read: {type(error).__name__}: {error}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         there = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
@@ -78,8 +83,11 @@ def function_reward(path: Path, name: str) -> tuple[Reward, dict[str, Any]]:
             f"{', '.join(there) or 'none'}."
         )
 
+    first = ("prompts", "answers")  # a row's columns of these names stand aside
+
     def reward(episodes: Episodes) -> np.ndarray:
-        columns = {column: values for column, values in episodes.columns.items() if column.isidentifier()}
+        named = {name for name in episodes.columns if name.isidentifier()}.difference(first)
+        columns = {name: values for name, values in episodes.columns.items() if name in named}
         try:
             inspect.signature(function).bind(episodes.prompts, episodes.answers, **columns)
         except TypeError as error:
