@@ -65,7 +65,7 @@ def defaults() -> ConfigDict:
             data=dict(
                 source=placeholder(str),
                 validation_address=placeholder(str),  # by default a part of source is held out, by its prompts
-                validation_fraction=0.05,
+                validation_fraction=0.05,  # more, where there are few rows
                 columns=dict((name, name) for name in COLUMNS),
                 pairs="all",  # best_worst: of a prompt's answers the best and the worst alone
                 last_messages=0,  # how many messages before an answer are read (and the system's); 0: all

@@ -16,8 +16,9 @@ FORMAT `jsonl` (default) writes predictions.jsonl into DIR, a line for each row,
 The id is the row's own, or its number from 0. `glue` writes that and the files that gluebenchmark.com takes; `folder`
 is the official release's, of which it takes every test split (MNLI has two).
 
-`answers` takes the workdir of a reward model (configs/reward.py) and rows with a prompt, text or messages, and an
-answer or a list of answers; it writes {"id": "17", "rewards": [0.61, -1.3]}.
+`answers` takes the workdir of a reward model (configs/reward.py) and rows with a `prompt`, text or messages, and an
+`answer` or a list of `answers`; it writes {"id": "17", "rewards": [0.61, -1.3]}. Of what is longer than the model's
+context it reads the end.
 
 Measured: the 1,821 sentences of the SST-2 test set by a model of 1.3 million parameters take 14 s on two CPU cores that
 had other work too, 7 s of CPU time (2026-11-22).

@@ -63,7 +63,7 @@ def defaults() -> ConfigDict:
             data=dict(
                 source=placeholder(str),
                 validation_address=placeholder(str),  # by default a part of source is held out
-                validation_fraction=0.05,
+                validation_fraction=0.05,  # more, where there are few rows
                 columns=dict(messages="messages", prompt="prompt", response="response"),
                 sequence_length=placeholder(int),  # by default the context, 2,048 at most
                 packing=True,  # False: a row a conversation

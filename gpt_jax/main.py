@@ -7,6 +7,7 @@ python -m gpt_jax.main --config=configs/NAME.py[:ARGS] [--workdir=DIR] [--config
 import ast
 import importlib
 import itertools
+import math
 import os
 import re
 import signal
@@ -74,6 +75,9 @@ def parse_flags(argv: list[str]) -> Command:
         )
     if chosen is None:
         raise UserError(f"--config is missing.\nUsage: {USAGE}")
+    for field, value in flatten(values.config.to_dict()).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{field}={value}: expected a finite number.")
     name, _, argument = chosen.partition(":")
     variant = re.sub(r"[^\w.-]+", "-", argument) or values.config.get("model", {}).get("preset") or "default"
     workdir = Path(values.workdir) if values.workdir else Path("runs") / f"{Path(name).stem}-{variant}"

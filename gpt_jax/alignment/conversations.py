@@ -12,6 +12,7 @@ from gpt_jax.data.rows import Row
 from gpt_jax.data.tables import Table
 from gpt_jax.errors import UserError
 from gpt_jax.text.chat_template import ChatTemplate
+from gpt_jax.text.tokenizer import check_unicode
 
 SKIP = "Correct or delete it, or set data.skip_bad_rows, which leaves such rows out and counts them."
 
@@ -100,6 +101,10 @@ def text_of(value: Any, what: str) -> str:
     """`value`, which is a text; UserError: it is none, says the message of `what`."""
     if not isinstance(value, str):
         raise UserError(f"{what} has no text but {str(value)[:80]!r}. {SKIP}")
+    try:
+        check_unicode(value)
+    except UserError as error:
+        raise UserError(f"{what}: {error} {SKIP}") from None
     return value
 
 

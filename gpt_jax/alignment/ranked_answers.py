@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from gpt_jax.text.tokenizer import Tokenizer
 
 Prompt = str | tuple[Message, ...]  # a text that answers go on from, or what was said before them
 COLUMNS = ("prompt", "answers", "ranks", "reference", "chosen", "rejected")
+LARGEST_RANK = 1e30  # of either sign; a float32 holds it
 _TURN = re.compile(r"\n\n(Human|Assistant):")  # of the transcripts of Bai et al. 2022
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -156,7 +156,7 @@ def _ranks(row: Row, column: str, count: int) -> Sequence[float]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_RANK
 
 
 def _reference(row: Row, column: str, count: int) -> int | None:
@@ -292,6 +292,8 @@ def encode_ranked(
     for row in rows:
         try:
             texts = tuple(encode(row.prompt, answer) for answer in row.answers)
+            if len({text.ids.tobytes() for text in texts}) < len(texts):  # of a template that trims what is said
+                raise UserError(f"two of the answers are the same tokens to the model. {SKIP}")
         except UserError as error:
             if skip_bad_rows:
                 left.broken += 1

@@ -37,7 +37,7 @@ def score(reward: Reward, episodes: Episodes, source: str) -> np.ndarray:
     given = reward(episodes)
     try:
         scores_N = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"reward {source}: gave {str(given)[:80]!r}. Expected a list of numbers, one an answer."
         ) from None

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, int]:
         case "openai":
             write_release(params, model, tokenizer, workdir)
         case "workdir":
-            write_workdir(params, model, tokenizer, workdir, config)
+            write_workdir(params, model, tokenizer, workdir, config, source.chat_template)
     announce(f"written: {workdir} ({config.to})")
     return {"parameters": decoder.parameter_count(model)}
 
@@ -147,15 +147,22 @@ def write_huggingface(
 
 
 def write_workdir(
-    params: dict, model: ModelConfig, tokenizer: Tokenizer | None, folder: Path, config: ConfigDict
+    params: dict,
+    model: ModelConfig,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    config: ConfigDict,
+    template: str | None = None,
 ) -> None:
-    """A workdir whose one checkpoint, of step 0, holds the parameters: for `init_from`."""
+    """A workdir whose one checkpoint, of step 0, holds the parameters: for `init_from`; `template`: it chats by."""
     with new_folder(folder) as temporary:
         checkpoints = Checkpoints(temporary / "checkpoints", keep=1)
         checkpoints.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state={}))
         checkpoints.close()
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer")
+        if template is not None:
+            (temporary / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
         configuration.write_json(temporary / "environment.json", environment())
         record = configuration.as_json(config) | {"model": dataclasses.asdict(model)}
         configuration.write_json(temporary / "config.json", record)

@@ -64,6 +64,8 @@ BAD_ROWS = {
     "answer 2 is empty": {"prompt": "a", "answers": ["x", " "]},
     "Expected 2 numbers, one for each": {"prompt": "a", "answers": ["x", "y"], "ranks": [1, 2, 3]},
     "ranks is '\\[1, None\\]'": {"prompt": "a", "answers": ["x", "y"], "ranks": [1, None]},
+    "ranks is '\\[1000": {"prompt": "a", "answers": ["x", "y"], "ranks": [10**400, 1]},
+    "valid Unicode": {"prompt": "a\ud800", "answers": ["x", "y"]},
     "all answers have the rank 1": {"prompt": "a", "answers": ["x", "y"], "ranks": [1, 1]},
     "the number of an answer, 0 to 1": {"prompt": "a", "answers": ["x", "y"], "reference": 2},
     "Expected a list of texts": {"prompt": "a", "answers": "x"},
@@ -122,3 +124,14 @@ def test_prompts_with_an_answer_that_does_not_fit_are_counted_and_refused_or_lef
     left = Left()
     kept, tokens = encode_ranked(rows, text, 10, skip_bad_rows=True, left=left)
     assert kept == rows[:1] and [len(one.ids) for one in tokens[0]] == [3, 5] and left == Left(too_long=1)
+
+
+def test_answers_that_are_the_same_tokens_are_no_comparison(encoders, tmp_path):
+    tokenizer = byte_tokenizer()
+    trims = plain_template(tokenizer).replace("message['content']", "message['content'] | trim")
+    encode = AnswerEncoder(tokenizer, ChatTemplate(trims, tokenizer))
+    rows, left = read(tmp_path, {"prompt": "a", "answers": ["x", "y"]}, {"prompt": "a", "answers": ["yes", " yes"]})
+    with pytest.raises(UserError, match="line 2: two of the answers are the same tokens"):
+        encode_ranked(rows, encode, 100, skip_bad_rows=False, left=left)
+    kept, _ = encode_ranked(rows, encode, 100, skip_bad_rows=True, left=left)
+    assert kept == rows[:1] and left == Left(broken=1)

@@ -23,6 +23,8 @@ def functions(tmp_path) -> Path:
         "def short(prompts, answers, **columns):\n    return [1.0]\n"
         "def nothing(prompts, answers, **columns):\n    return None\n"
         "def broken(prompts, answers, **columns):\n    return [1.0, float('nan')]\n"
+        "def huge(prompts, answers, **columns):\n    return [1, 10**400]\n"
+        "def raises(prompts, answers, **columns):\n    return [1 / len(answer.strip('25')) for answer in answers]\n"
     )
     return path
 
@@ -45,6 +47,8 @@ def test_a_python_function_gives_scores_and_sees_the_columns(functions):
     {
         "broken": "gave nan for the prompt '2\\+2=' with the answer '5'; so it is with 1 of 2",
         "short": r"shape \[1\] for 2 answers",
+        "huge": "Expected a list of numbers",
+        "raises": "sums.py:raises failed, see above: ZeroDivisionError",
         "nothing": r"gave None|shape \[\] for 2 answers",
     }.items(),
 )
@@ -72,3 +76,12 @@ def test_an_address_without_a_reward_is_refused(functions, tmp_path):
             opened(source)
     with pytest.raises(UserError, match="reward.text='prompt'"):
         opened(f"{functions}:right", text="prompt")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), {"def f(:": "SyntaxError", "import no_such_module": "No module named"}.items()
+)
+def test_a_file_that_cannot_be_read_is_named(code, message, tmp_path):
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(UserError, match=f"own.py failed, see above: .*{message}"):
+        opened(f"{tmp_path / 'own.py'}:f")

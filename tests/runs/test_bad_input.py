@@ -62,6 +62,7 @@ def refused(runs, capsys):
         ({"data.source": "file:nowhere/*.txt"}, ["nowhere"]),
         ({"data.source": "bookz"}, ["bookz", "books"]),
         ({"model.dropout": 1.5}, ["model.dropout=1.5"]),
+        ({"schedule.peak": "nan"}, ["schedule.peak=nan: expected a finite number"]),
         ({"model.key_value_heads": -2}, ["model.key_value_heads=-2"]),
         ({"model.rope_theta": -1.0}, ["model.rope_theta=-1.0"]),
         ({"train.batch_size": 0}, ["train.batch_size=0"]),

@@ -116,6 +116,8 @@ def test_its_template_goes_with_it_into_a_hugging_face_folder(finished, tmp_path
     convert.run(config_of("convert", f"huggingface,source={finished}"), tmp_path / "folder")
     exported = open_pretrained(tmp_path / "folder").tokenizer()
     assert exported.chat_template == open_pretrained(finished).chat_template
+    convert.run(config_of("convert", f"workdir,source={finished}"), tmp_path / "workdir")
+    assert open_pretrained(tmp_path / "workdir").chat_template == open_pretrained(finished).chat_template
 
 
 def test_without_adapters_all_weights_learn_and_the_next_run_begins_with_them(base, conversations, tmp_path):

@@ -1,10 +1,13 @@
 """Rewards by their address: a Python function, a fine-tuned classifier, a reward model."""
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
 import re
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +74,8 @@ def function_reward(path: Path, name: str) -> tuple[Reward, dict[str, Any]]:
     spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    try:
+    with told_where(f"reward.source={path}"):
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"reward.source={path}: cannot be read: {type(error).__name__}: {error}.") from error
     function = getattr(module, name, None)
     if not callable(function):
         there = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
@@ -95,9 +96,20 @@ def function_reward(path: Path, name: str) -> tuple[Reward, dict[str, Any]]:
                 f"reward.source={path}:{name}: {error}. It is called as {name}(prompts, answers, **columns), and the "
                 f"columns are: {', '.join(columns) or 'none'}. One that it does not need goes into its own **columns."
             ) from None
-        return function(episodes.prompts, episodes.answers, **columns)
+        with told_where(f"reward.source={path}:{name}"):
+            return function(episodes.prompts, episodes.answers, **columns)
 
     return reward, {"function": name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@contextlib.contextmanager
+def told_where(what: str) -> Iterator[None]:
+    """Code of the user's: where it fails, its traceback is printed, and a UserError ends the run."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        raise UserError(f"{what} failed, see above: {type(error).__name__}: {error}") from None
 
 
 def classifier_reward(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Reward, dict[str, Any]]:

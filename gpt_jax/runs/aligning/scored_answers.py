@@ -19,6 +19,8 @@ from gpt_jax.runs.aligning.reward_model import open_reward_model
 from gpt_jax.runs.recipe import check_config
 from gpt_jax.runs.workdir import environment, open_workdir
 
+NOT_HERE = ("data.folder", "data.max_answers", "model.context_length", "model.compute_dtype")
+
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
     """Scores the answers of `config.data.table` with the reward model at `config.model.path`.
@@ -34,11 +36,25 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
             "model or table is missing: --config=configs/predict.py:answers,model=WORKDIR,table=file:ROWS.jsonl, the "
             "workdir of a reward model."
         )
+    for field, value in configuration.flatten(config.to_dict()).items():
+        if value is not None and (field in NOT_HERE or field.startswith("data.columns.")):
+            raise UserError(f"{field} does not go with configs/predict.py:answers, which takes the model as it is.")
     with open_workdir(workdir):
         do_on_main_process(lambda: check_config(config, workdir))
         model = open_reward_model(config.model.path, make_mesh(config.mesh))
         table = open_table(config.data.table, encoding=config.data.encoding, skip_bad_rows=config.data.skip_bad_rows)
-        rows = [(row, *answered(row, model.as_text)) for row in table]
+        rows, left = [], 0
+        for row in table:
+            try:
+                rows.append((row, *answered(row, model.as_text)))
+            except UserError:
+                if not config.data.skip_bad_rows:
+                    raise
+                left += 1
+        if not rows:
+            raise UserError(f"{config.data.table}: none of its {left:,} rows has a prompt with an answer.")
+        if left + table.skipped:
+            announce(f"left out: {left + table.skipped:,} rows without a prompt and an answer")
         announce(f"{len(rows):,} prompts, by {config.model.path}; writing to {workdir}")
         asked = [(prompt, answer) for _, prompt, answers in rows for answer in answers]
         rewards = model.score(*zip(*asked, strict=True))
