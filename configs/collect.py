@@ -20,9 +20,14 @@ The workdir takes comparisons.jsonl, which configs/reward.py and configs/dpo.py 
     {"index": 0, "prompt": "...", "answers": ["...", "..."], "models": [["runs/sft"], ["runs/sft"]], "ranks": [2, 1],
      "scores": [0.1, 0.7], "ranked_by": "rewards.py:brevity"}
 
-Equal answers stand there once (`models` has who gave them). rankings.jsonl has beside these the prompts that were
-skipped, or whose answers are all equal; answers-N.jsonl what the N-th model answered, one line an answer; report.md and
-scores.json have the numbers.
+Equal answers stand there once (`models` has who gave them), empty ones not at all. rankings.jsonl has every prompt that
+was ranked or skipped: beside these those whose answers rank all equal, those that were skipped (`ranks` null), and of a
+reward also prompts with one answer and answers that are empty, since they have scores. answers-N.jsonl has what the
+N-th model answered, one line an answer, weights-N.json with which weights. report.md and scores.json have the numbers:
+where two models gave the same answer and no other, they tie; a person sees no empty answers, so these win and lose
+nothing there.
+
+A function that fails costs no answers: mended, it ranks them, as long as rankings.jsonl is empty.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -10,6 +10,8 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 
+LONGEST = 9  # digits of an answer's number: int() refuses thousands of them
+
 
 def parse_order(text: str, count: int) -> list[int]:
     """The ranks of `count` answers, 1 the best, of an order such as `2 1=3 4`: the best first, `=` between equals.
@@ -21,8 +23,8 @@ def parse_order(text: str, count: int) -> list[int]:
     groups = re.sub(r"\s*=\s*", "=", re.sub(r"[>,]", " ", text)).split()
     for rank, group in enumerate(groups, 1):
         for word in group.split("="):
-            if not word.isdecimal() or not 1 <= int(word) <= count:
-                raise UserError(f"{word!r} is none of the answers 1 to {count}.")
+            if not word.isdecimal() or len(word) > LONGEST or not 1 <= int(word) <= count:
+                raise UserError(f"{word[:LONGEST]!r} is none of the answers 1 to {count}.")
             if int(word) in ranks:
                 raise UserError(f"{word} stands there twice.")
             ranks[int(word)] = rank

@@ -52,8 +52,8 @@ class ChatModel:
         )
 
 
-def open_chat_model(config: ConfigDict) -> ChatModel:
-    """What `config.source` and the fields beside it describe.
+def open_chat_model(config: ConfigDict, day: datetime.date | None = None) -> ChatModel:
+    """What `config.source` and the fields beside it describe. `day`: as of `ChatTemplate`.
 
     Raises:
       UserError: for what the caller can mend.
@@ -69,7 +69,9 @@ def open_chat_model(config: ConfigDict) -> ChatModel:
     check_model_fits(model, mesh)
     tokenizer = pretrained.tokenizer(config.tokenizer.path)
     length = min(DEFAULT_LENGTH, model.context_length) if config.length is None else config.length
-    template = open_template(config.template, tokenizer, config.source, pretrained.chat_template)
+    if not 2 <= length <= model.context_length:
+        raise UserError(f"length={length}: expected 2 to the context of {model.context_length:,} tokens.")
+    template = open_template(config.template, tokenizer, config.source, pretrained.chat_template, day)
     return ChatModel(pretrained, model, mesh, tokenizer, template, length)
 
 

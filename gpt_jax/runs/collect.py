@@ -5,6 +5,7 @@ rank what it said.
 """
 
 import dataclasses
+import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +28,15 @@ from gpt_jax.runs.aligning.judging import PROMPT, judge
 from gpt_jax.runs.aligning.ranking_report import report_rankings
 from gpt_jax.runs.aligning.rankings import Candidates, Rankings, rank_by_reward
 from gpt_jax.runs.aligning.rewards import open_reward
+from gpt_jax.runs.aligning.start import first_day
 from gpt_jax.runs.chat import lines
 from gpt_jax.runs.chat_model import ChatModel, missing_template, open_chat_model
 from gpt_jax.runs.generate import Generations, record
 from gpt_jax.runs.pretrained import prompt_ids
-from gpt_jax.runs.recipe import check_config
 from gpt_jax.runs.workdir import cache_folder, open_workdir
 from gpt_jax.text.chat_template import Message
+from gpt_jax.training.checkpoints import digests
+from gpt_jax.training.metrics_log import read_rows
 
 Row = dict[str, Any]
 DEMONSTRATION = "demonstration"  # who gave the answer that stood in the prompt's row
@@ -49,10 +52,13 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
       UserError: for everything that the caller can mend.
     """
     sampling = sampling_of(config)
-    models = open_models(config)
+    day = first_day(workdir)
+    models = open_models(config, day)
     judged = open_reward(config.reward, models[0].mesh) if config.rank == "reward" else None
     with open_workdir(workdir):
-        check_config(config, workdir)
+        free = () if read_rows(workdir / "rankings.jsonl") else ("reward",)  # it has ranked nothing: another may
+        current, keep = configuration.as_json(config), configuration.FREE_TO_CHANGE + free
+        configuration.check_same(workdir, "config.json", current, what="config", free=keep)
         asked, left_out = open_questions(config, models)
         facts = {
             "prompts": digest([[one.prompt, one.demonstration] for one in asked]),
@@ -60,18 +66,21 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
             "templates": [model.template and digest(model.template.source) for model in models],
             "reward": judged and judged[1],
             "left_out": left_out,
+            "day": day.isoformat(),
         }
-        configuration.check_same(workdir, "data.json", facts, what="prompts, models or reward")
+        configuration.check_same(workdir, "data.json", facts, what="prompts, models or reward", free=free)
         record(config, facts, workdir)
         answers = [draw(config, number, model, asked, sampling, workdir) for number, model in enumerate(models)]
         candidates = [
-            candidates_of(config, models, question, drawn) for question, *drawn in zip(asked, *answers, strict=True)
+            candidates_of(config, models, question, drawn, empty=judged is not None)
+            for question, *drawn in zip(asked, *answers, strict=True)
         ]
-        rankings = Rankings(workdir, candidates)
+        rankings = Rankings(workdir, candidates, least=2 if judged is None else 1)
         if judged is None:
             judge(
                 rankings.waiting,
                 lambda number: (candidates[number].question, candidates[number].answers),
+                done=len(rankings.rows),
                 seed=config.seed,
                 record=lambda number, ranks: rankings.add({number: {"ranks": ranks, "ranked_by": config.judge}}),
                 undo=rankings.undo,
@@ -90,7 +99,7 @@ def run(config: ConfigDict, workdir: Path) -> list[Row]:
 
 def sampling_of(config: ConfigDict) -> Sampling:
     """The options of the draws. UserError: for what is out of range or contradictory."""
-    for name, least in (("answers", 1), ("slots", 1), ("data.most", 0), ("data.prompt_tokens", 1)):
+    for name, least in (("answers", 1), ("slots", 1), ("data.most", 0), ("data.prompt_tokens", 1), ("data.every", 1)):
         value = configuration.flatten(config.to_dict())[name]
         if value < least:
             raise UserError(f"{name}={value}: expected at least {least}.")
@@ -100,8 +109,8 @@ def sampling_of(config: ConfigDict) -> Sampling:
     return Sampling(config.max_new_tokens, config.temperature, seed=config.seed, **options)
 
 
-def open_models(config: ConfigDict) -> list[ChatModel]:
-    """The models that `config.source` names, `+` between them.
+def open_models(config: ConfigDict, day: datetime.date) -> list[ChatModel]:
+    """The models that `config.source` names, `+` between them. `day`: as of `ChatTemplate`.
 
     Raises:
       UserError: there are none; they cannot answer; or one would give each prompt a single answer.
@@ -120,7 +129,7 @@ def open_models(config: ConfigDict) -> list[ChatModel]:
     for path in paths:
         own = config.copy_and_resolve_references().unlock()
         own.source = path
-        models.append(open_chat_model(own))
+        models.append(open_chat_model(own, day))
     return models
 
 
@@ -212,9 +221,9 @@ def draw(
             firsts = [(i * models + number) * count for i in range(len(asked))]  # the number of a prompt's first answer
             samples = [[first + n for n in own] for first, own in zip(firsts, wanted, strict=True)]
             ids = [ids_of(config, model, question) for question in asked]
-            pieces = continue_prompts(
-                model.engine(slots=config.slots), model.tokenizer, ids, sampling, stop=config.stop, samples=samples
-            )
+            engine = model.engine(slots=config.slots)
+            keep_weights(engine.params, model, workdir / f"weights-{number + 1}.json")
+            pieces = continue_prompts(engine, model.tokenizer, ids, sampling, stop=config.stop, samples=samples)
             with tqdm(total=missing, unit="answer", disable=not sys.stderr.isatty()) as bar:
                 for piece in pieces:
                     if (found := piece.so_far).finished:
@@ -227,15 +236,29 @@ def draw(
     return rows
 
 
+def keep_weights(params: Any, model: ChatModel, path: Path) -> None:
+    """Notes at `path` with which weights a model answers. UserError: it began with others.
+
+    Asked where answers are drawn: once all are there, the model may learn on, and they can still be ranked.
+    """
+    source, step = model.pretrained.source, model.pretrained.chosen_step
+    if step is None and isinstance(source, Path):
+        step = max(int(path.name) for path in source.iterdir() if path.name.isdigit())
+    facts = {"step": step, "weights": digest(digests(params))}
+    what = f"{model.pretrained.path} (its weights have changed since it began to answer)"
+    configuration.check_same(path.parent, path.name, facts, what=what)
+    configuration.write_json(path, facts)
+
+
 def candidates_of(
-    config: ConfigDict, models: Sequence[ChatModel], question: Question, drawn: Sequence[Sequence[Row]]
+    config: ConfigDict, models: Sequence[ChatModel], question: Question, drawn: Sequence[Sequence[Row]], *, empty: bool
 ) -> Candidates:
-    """Merges equal answers, and leaves out empty ones."""
+    """Merges equal answers; leaves out empty ones unless `empty`."""
     given: dict[str, list[str]] = {}
     read: dict[str, tuple[str, list[Message] | None]] = {}
 
     def add(answer: str, name: str, model: ChatModel) -> None:
-        if answer.strip():
+        if empty or answer.strip():
             given.setdefault(answer, []).append(name)
             read.setdefault(answer, (text_of(config, model, question), conversation_of(config, model, question)))
 

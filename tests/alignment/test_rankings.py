@@ -27,6 +27,7 @@ def test_an_order_that_is_typed_gives_its_ranks(ranks, between, spaced):
         ("1 2=", "'' is none"),
         ("best", "'best' is none"),
         ("²", "'²' is none"),
+        ("1" * 5000, "'111111111' is none"),
     ],
 )
 def test_what_is_no_order_is_told(typed, words):

@@ -19,9 +19,13 @@ pytest.importorskip("jinja2", reason="the extra 'serve' is not installed")
 from chatting import ROOT, environment, write_chat_model  # noqa: E402
 
 from gpt_jax.alignment.conversations import Left  # noqa: E402
+from gpt_jax.alignment.questions import Question  # noqa: E402
 from gpt_jax.alignment.ranked_answers import COLUMNS, read_ranked_answers  # noqa: E402
+from gpt_jax.alignment.rankings import preferences  # noqa: E402
 from gpt_jax.data.tables import open_table  # noqa: E402
 from gpt_jax.main import main  # noqa: E402
+from gpt_jax.runs.aligning.judging import judge  # noqa: E402
+from gpt_jax.runs.aligning.rankings import Candidates, Rankings, rank_by_reward  # noqa: E402
 
 REWARDS = """
 def letters(prompts, answers, weight, messages, **columns):
@@ -121,6 +125,103 @@ def test_a_run_that_was_cut_anywhere_draws_and_ranks_the_same_again(by_reward, t
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")} == whole
 
 
+def test_answers_of_other_weights_are_not_mixed(by_reward, tmp_path):
+    by_reward()
+    kept, answers = tmp_path / "run" / "weights-1.json", tmp_path / "run" / "answers-1.jsonl"
+    noted, whole = kept.read_text(), answers.read_text()
+    kept.write_text(json.dumps(json.loads(noted) | {"weights": "others"}))
+    assert by_reward()[0] == 0  # nothing is left to draw
+    answers.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    code, told, _ = by_reward()
+    assert code == 2 and "its weights have changed" in told
+    kept.write_text(noted)
+    assert by_reward()[0] == 0 and answers.read_text() == whole
+
+
+def test_all_answers_are_of_the_day_on_which_the_first_was_asked_for(collect, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data.json").write_text('{"day": "2001-02-03"}')
+    (tmp_path / "dated.jinja").write_text(
+        "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    code, told, files = collect(tmp_path / "run", "person", "q", template=tmp_path / "dated.jinja")
+    assert code == 0 and {row["prompt"][:10] for row in files["answers-1"]} == {"2001-02-03"}, told
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["day"] == "2001-02-03"
+
+
+def test_a_reward_that_failed_is_mended_without_new_answers(collect, tmp_path):
+    reward = tmp_path / "reward.py"
+    fields = {"reward.source": f"{reward}:length"}
+    reward.write_text("def length(prompts, answers, **columns): return [float('nan')] * len(answers)")
+    code, _, files = collect(tmp_path / "run", "reward", **fields)
+    assert code == 2 and len(files["answers-1"]) == 9
+    reward.write_text("def length(prompts, answers, **columns): return list(map(len, answers))")
+    code, told, mended = collect(tmp_path / "run", "reward", **fields)
+    assert code == 0 and mended["answers-1"] == files["answers-1"] and len(mended["rankings"]) == 3, told
+
+
+def candidates(answers, models, **columns):
+    """Of the prompt "p?"."""
+    return Candidates(Question("p?", columns, None, ""), answers, models, [("p?", None)] * len(answers), None)
+
+
+THREE = (
+    candidates(["", "long", "x"], [["a", "a"], ["b"], ["b"]], weight=1),
+    candidates(["the same"], [["a", "b"]]),
+    candidates(["", "said"], [["b"], ["a"]]),
+)
+
+
+def test_a_reward_scores_every_answer_but_none_learns_empty_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt_jax.runs.aligning.rankings.TOGETHER", 1)
+    rankings, called = Rankings(tmp_path, THREE, least=1), []
+
+    def reward(episodes):
+        called.append(sorted(episodes.columns))
+        return [len(answer) or 2 for answer in episodes.answers]
+
+    rank_by_reward("length", reward, THREE, rankings)
+    assert called == [["messages", "weight"]] * 3  # the columns do not depend on who is scored together
+    assert [row["scores"] for row in rankings.rows] == [[2, 4, 1], [8], [2, 4]]
+    [learnt] = rankings.comparisons
+    assert learnt["answers"] == ["long", "x"] and learnt["models"] == [["b"], ["b"]]
+    assert learnt["ranks"] == [1, 2] and learnt["scores"] == [4, 1]
+    assert rankings.alone == 2 and rankings.waiting == [] and rankings.ties == []
+    [found] = preferences(rankings.rows)
+    assert (found.one, found.won, found.tied, found.lost) == ("a", 1, 2, 0)
+
+
+def test_the_same_answer_of_two_models_is_a_tie_that_nobody_ranks(tmp_path):
+    several = candidates(["one", "two"], [["a"], ["b"]])
+    same = candidates(["the same"], [["a", "b"]])
+    rankings = Rankings(tmp_path, [same, several, same, several, same], least=2)
+    assert rankings.waiting == [1, 3] and len(rankings.ties) == 1
+    rankings.add({1: {"ranks": [1, 2], "ranked_by": "Ada"}})
+    assert len(rankings.ties) == 2  # the last one's turn has not come
+    [found] = preferences([*rankings.rows, *rankings.ties])
+    assert (found.won, found.tied, found.lost) == (1, 2, 0)
+
+
+def test_what_was_ranked_before_counts_and_the_last_of_all_can_be_undone(capsys):
+    rows = [0]
+
+    def judged(*typed):
+        judge(
+            [1], lambda number: (THREE[0].question, ["one", "two"]), done=1, seed=0,
+            record=lambda number, ranks: rows.append(number), undo=lambda: rows.pop() if rows else None,
+            typed=iter(typed),
+        )  # fmt: skip
+        return re.findall(r"\d done, \d left|all are ranked", capsys.readouterr().out)
+
+    assert judged("u", "u", "q") == ["1 done, 1 left", "0 done, 2 left"] and rows == []
+    rows.append(0)
+    last = "all are ranked"
+    assert judged("1 2", "2 1", "u", "2 1", "q") == ["1 done, 1 left", last, last, "1 done, 1 left", last] and rows == [
+        0,
+        1,
+    ]
+
+
 def shown(told):
     """Of every prompt that was shown the answers in the order of their numbers."""
     pictures = told.split("─" * 80 + "\n")[1:]
@@ -202,6 +303,8 @@ BAD = {
     "names one twice": {"source": "a+a"},
     "it takes two answers": {"answers": 1},
     "answers=0: expected at least 1": {"answers": 0},
+    "data.every=0: expected at least 1": {"data.every": 0},
+    "length=257: expected 2 to the context of 256": {"length": 257},
     "temperature=-1": {"temperature": -1},
     "/nowhere: no such file": {"source": "/nowhere"},
     "nowhere.jsonl: no such file": {"data.prompts": "file:nowhere.jsonl"},
@@ -224,8 +327,9 @@ def test_what_cannot_be_ends_in_one_message(message, collect, models, folder, tm
             fields[name] = f"{folder / 'rewards.py'}:{value}"
         elif name in ("source", "reward.source") and isinstance(value, int):
             fields[name] = models[value]
-    code, told, _ = collect(tmp_path / "run", preset, "q", **fields)
+    code, told, files = collect(tmp_path / "run", preset, "q", **fields)
     assert code == 2 and message in told and told.count("error:") == 1 and "Traceback" not in told, told
+    assert files or not (tmp_path / "run" / "config.json").exists()
 
 
 def test_with_other_prompts_or_another_reward_it_stops(by_reward, collect, folder, tmp_path):

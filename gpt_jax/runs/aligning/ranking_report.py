@@ -24,13 +24,14 @@ def report_rankings(
     """
     judged = [row for row in rankings.rows if row["ranks"] is not None]
     prompts, taught, waiting = rankings.prompts, len(rankings.comparisons), len(rankings.waiting)
+    skipped, alone = len(rankings.rows) - len(judged), rankings.alone
+    equal = prompts - taught - skipped - waiting - alone
     counts = (
-        f"{taught:,} comparisons of {prompts:,} prompts ({len(judged) - taught:,} ranked all equal, "
-        f"{len(rankings.rows) - len(judged):,} skipped, {waiting:,} not ranked yet, "
-        f"{prompts - len(rankings.rows) - waiting:,} with one answer only)"
+        f"{taught:,} comparisons of {prompts:,} prompts ({equal:,} ranked all equal, {skipped:,} skipped, "
+        f"{waiting:,} not ranked yet, {alone:,} with one answer only)"
     )
     models = {name: described([row for rows in own for row in rows], judged, name) for name, own in answers.items()}
-    table = preferences(rankings.rows)
+    table = preferences([*rankings.rows, *rankings.ties])
     facts = {"comparisons": taught, "models": models, "preferences": [one._asdict() for one in table]}
     configuration.write_json(workdir / "scores.json", facts)
     lines = [counts, "", *answer_table(models), *preference_table(table)]

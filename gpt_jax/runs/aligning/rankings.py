@@ -33,14 +33,14 @@ class Candidates:
 
 
 class Rankings:
-    """rankings.jsonl, a line for each prompt that was ranked or skipped; comparisons.jsonl, those that teach something.
+    """rankings.jsonl, a line for each prompt that was ranked or skipped; comparisons.jsonl, what of it teaches.
 
     Both are whole on the disk when `add` returns.
     """
 
-    def __init__(self, workdir: Path, candidates: Sequence[Candidates]):
-        """Goes on with what an earlier start left."""
-        self._workdir, self._candidates = workdir, candidates
+    def __init__(self, workdir: Path, candidates: Sequence[Candidates], *, least: int):
+        """Goes on with what an earlier start left. `least`: answers of a prompt that is to be ranked."""
+        self._workdir, self._candidates, self._least = workdir, candidates, least
         self.rows: list[Row] = read_rows(workdir / "rankings.jsonl")
         self._write()
 
@@ -51,14 +51,29 @@ class Rankings:
 
     @property
     def waiting(self) -> list[int]:
-        """The prompts with several answers that are neither ranked nor skipped."""
+        """The prompts with answers enough that are neither ranked nor skipped."""
         done = {row["index"] for row in self.rows}
-        return [place for place, one in enumerate(self._candidates) if len(one.answers) > 1 and place not in done]
+        return [n for n, one in enumerate(self._candidates) if len(one.answers) >= self._least and n not in done]
+
+    @property
+    def alone(self) -> int:
+        """How many prompts have fewer than two answers that say something."""
+        return sum(sum(map(bool, map(str.strip, one.answers))) < 2 for one in self._candidates)
+
+    @property
+    def ties(self) -> list[Row]:
+        """The prompts whose one answer nobody had to rank, as rows; only as far as the ranking has come."""
+        reached = min(self.waiting, default=self.prompts)
+        return [
+            {"models": one.models, "ranks": [1]}
+            for one in self._candidates[:reached]
+            if len(one.answers) == 1 < self._least
+        ]
 
     @property
     def comparisons(self) -> list[Row]:
-        """The rows that prefer one answer to another."""
-        return [row for row in self.rows if is_comparison(row["ranks"])]
+        """Of the rows that prefer one answer to another what can be learnt: all but empty answers."""
+        return [row for row in map(without_empty, self.rows) if is_comparison(row["ranks"])]
 
     def add(self, found: dict[int, Row]) -> None:
         """What was found out about some prompts: `ranks` of their answers (None: skipped), `ranked_by` and more."""
@@ -86,12 +101,23 @@ class Rankings:
             write_atomically(self._workdir / f"{name}.jsonl", lines.encode())
 
 
+def without_empty(row: Row) -> Row:
+    """A row of rankings.jsonl without its empty answers, which no model can learn to write."""
+    kept = [number for number, answer in enumerate(row["answers"]) if answer.strip()]
+    if row["ranks"] is None or len(kept) == len(row["answers"]):
+        return row
+    row = row | {name: [row[name][n] for n in kept] for name in ("answers", "models", "ranks", "scores") if name in row}
+    row["ranks"] = ranks_of_scores([-rank for rank in row["ranks"]])
+    return row | ({"reference": kept.index(row["reference"])} if "reference" in row else {})
+
+
 def rank_by_reward(source: str, reward: Reward, candidates: Sequence[Candidates], rankings: Rankings) -> None:
     """Ranks the answers that wait for it by their scores. UserError: a score is none."""
     waiting = rankings.waiting
+    names = sorted({name for one in candidates for name in one.question.columns} - {"prompts", "answers"})
     for start in range(0, len(waiting), TOGETHER):
         numbers = waiting[start : start + TOGETHER]
-        scores = iter(score(reward, episodes_of([candidates[number] for number in numbers]), source).tolist())
+        scores = iter(score(reward, episodes_of([candidates[number] for number in numbers], names), source).tolist())
         found = {}
         for number in numbers:
             own = [next(scores) for _ in candidates[number].answers]
@@ -99,10 +125,9 @@ def rank_by_reward(source: str, reward: Reward, candidates: Sequence[Candidates]
         rankings.add(found)
 
 
-def episodes_of(candidates: Sequence[Candidates]) -> Episodes:
-    """All answers of some prompts, for a reward."""
+def episodes_of(candidates: Sequence[Candidates], names: Sequence[str]) -> Episodes:
+    """All answers of some prompts, for a reward, with the columns of these names."""
     rows = [one for one in candidates for _ in one.answers]
-    names = {name for one in candidates for name in one.question.columns} - {"prompts", "answers"}
-    columns = {name: [one.question.columns.get(name) for one in rows] for name in sorted(names)}
+    columns = {name: [one.question.columns.get(name) for one in rows] for name in names}
     prompts, columns["messages"] = map(list, zip(*(read for one in candidates for read in one.read), strict=True))
     return Episodes(prompts, [answer for one in candidates for answer in one.answers], columns)
