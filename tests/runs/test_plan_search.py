@@ -228,6 +228,7 @@ def test_only_pretraining_is_searched(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_compiles_every_variant_on_simulated_devices_and_sorts_them_by_memory(tmp_path, capsys):
     fields = {f"model.{name}": value for name, value in TINY.items()} | {
         "model.num_heads": 4, "tokenizer.vocab_size": 64, "train.batch_size": 2, "mesh.sequence": 4,

@@ -40,8 +40,8 @@ PRETRAIN = shipped("pretrain")
 
 
 SCRATCH = [preset for preset in PRETRAIN.PRESETS if preset != "weights"]  # that one needs init_from
-TRACED = ["books", "gpt1", "gpt2-small", "gpt3-125M"]
-SLOWLY_TRACED = ("gpt1-released", "llama1-7B", "llama3.2-1B", "qwen2.5-0.5B")
+TRACED = ["books", "gpt1", "gpt2-small"]
+SLOWLY_TRACED = ("gpt1-released", "gpt3-125M", "llama1-7B", "llama3.2-1B", "qwen2.5-0.5B")
 TRACED += [pytest.param(preset, marks=pytest.mark.slow) for preset in SLOWLY_TRACED]
 
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest_runs import hex_numbers, kill_when, read_metrics
 
 
@@ -51,6 +52,7 @@ def test_two_processes_train_like_one(runs, tmp_path):
     assert outputs[0].count("bits per byte: ") == 1 and "bits per byte" not in outputs[1]  # one of them speaks
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_by_a_signal_to_one_and_go_on(runs, tmp_path):
     processes = start_two(runs, tmp_path / "stopped")
     log = tmp_path / "stopped" / "metrics.jsonl"

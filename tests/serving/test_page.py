@@ -22,7 +22,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.slow)])
 def page(browser, server, request):
     page = browser.new_page(color_scheme=request.param, viewport={"width": 480, "height": 720})
     page.set_default_timeout(300_000)  # milliseconds; a busy machine is slow

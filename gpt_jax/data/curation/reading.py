@@ -113,7 +113,7 @@ def input_files(field: str, source: str, address: str, *, encoding: str = "utf-8
     try:
         files = [_found(source, path, encoding) for path in matching_files(patterns, "*.jsonl.zst")]
     except UserError as error:
-        raise UserError(str(error).replace("data.source=", f"{field}: ")) from None
+        raise UserError(f"{field}: {error}") from None
     for file in files:
         kind_of(Path(file.path))
     return files
